@@ -1,0 +1,75 @@
+# `make book` builds the site into build/html, `make test` checks everything; each works from a bare clone.
+# A notebook is executed again only where it, ebmlib or the pinned packages changed.
+
+PYTHON ?= python3
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help book test executed address clean
+
+# One thread: the networks are small, and bit-for-bit results need it. Silent bars: stray stderr fails the build.
+export OMP_NUM_THREADS := 1
+export TQDM_DISABLE := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_ROOT_USER_ACTION := ignore
+
+bin := .venv/bin
+notebooks := $(wildcard notebooks/*.ipynb)
+copies := $(notebooks:notebooks/%=build/executed/%)
+code := $(wildcard ebmlib/*.py ebmlib/data/* tests/benchmarks/*.py tests/benchmarks/results/*)
+pages := $(shell find book -type f -not -name '*.pyc' 2>/dev/null) _config.yml _toc.yml pyproject.toml
+
+# owner/name as pyproject.toml has it, and as asked for; where GitHub publishes the pages of such a repository
+slug := $(shell sed -n 's|^Repository = "https://github.com/\(.*\)"|\1|p' pyproject.toml)
+new = $(patsubst https://github.com/%,%,$(TO:.git=))
+pages_of = $(firstword $(subst /, ,$1)).github.io/$(lastword $(subst /, ,$1))
+
+help:  ## Show this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+book: build/html/.done  ## Execute what changed and build the site into build/html
+	@echo "The book: build/html/index.html"
+
+test: book  ## Lint, types, static checks of the site, unit tests and claims
+	$(bin)/ruff check -q .
+	$(bin)/ruff format -q --check .
+	$(bin)/mypy --no-error-summary
+	$(bin)/python tests/check_site.py build/html
+	$(bin)/pytest -n 2
+
+.venv/.done: requirements.txt pyproject.toml
+	test -x $(bin)/pip || $(PYTHON) -m venv .venv
+	$(bin)/pip install -qq -r requirements.txt
+	$(bin)/pip install -qq --no-deps -e .
+	touch $@
+
+# Executed aside and moved when it passed: a failing notebook is never up to date.
+build/executed/%.ipynb: notebooks/%.ipynb $(code) .venv/.done
+	@mkdir -p build/running build/executed
+	@cp $< build/running/
+	@TIMEFORMAT="executed $<: %R s, %U s CPU"; time \
+	  $(bin)/pytest --nbmake --nbmake-timeout=300 --overwrite build/running/$*.ipynb > build/running/$*.log \
+	  || { cat build/running/$*.log; exit 1; }
+	@mv build/running/$*.ipynb $@
+
+executed: $(copies)
+
+# Two at a time, all of them even if one fails. The site is then built afresh, so that no warning hides behind a cache.
+build/html/.done: $(notebooks) $(code) $(pages) .venv/.done
+	@$(MAKE) --no-print-directory -k -j2 executed
+	rm -rf build/src build/html build/doctrees
+	mkdir -p build/src/notebooks
+	cp -r book _config.yml _toc.yml build/src/
+	cp $(copies) build/src/notebooks/
+	$(bin)/jupyter-book config sphinx build/src > build/config.log
+	PYTHONPATH=book/_ext $(bin)/sphinx-build -q -b html -d build/doctrees -D nb_execution_mode=off -W --keep-going -n build/src build/html
+	touch $@
+
+address:  ## For a fork: make address TO=https://github.com/you/your-fork
+	@test -n "$(TO)" || { echo "make address TO=https://github.com/you/your-fork" >&2; exit 2; }
+	@grep -rlIF --exclude-dir=.git --exclude-dir=.venv --exclude-dir=build -e $(slug) -e $(call pages_of,$(slug)) . \
+	  | xargs perl -pi -e 's|\Q$(slug)\E|$(new)|g; s|\Q$(call pages_of,$(slug))\E|$(call pages_of,$(new))|g'
+
+clean:  ## Remove what was built; .venv stays
+	rm -rf build

@@ -1,0 +1,211 @@
+"""Data: the wine files, 2-D toys with a known density, scaling fitted on training rows alone, and splits."""
+
+import hashlib
+import io
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
+
+from .energies import GaussianMixtureEnergy
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SHA256 = {
+    "red": "4a402cf041b025d4566d954c3b9ba8635a3a8a01e039005d97d6a710278cf05e",
+    "white": "76c3f809815c17c07212622f776311faeb31e87610d52c26d87d6e361b169836",
+}
+
+
+def wine_quality(color: str = "red") -> "pd.DataFrame":
+    """Return the UCI Wine Quality table: eleven measurements and the grade, a wine a row, in UCI's order and units.
+
+    Args:
+        color: `"red"` (1,599 rows) or `"white"` (4,898 rows).
+
+    Raises:
+        ValueError: if the colour is unknown or the file is not UCI's original.
+        FileNotFoundError: if the file is missing.
+
+    Source: Cortez, Cerdeira, Almeida, Matos and Reis (2009), CC BY 4.0, doi 10.24432/C56S3T.
+    """
+    import pandas as pd
+
+    if color not in SHA256:
+        raise ValueError(f"color must be one of {list(SHA256)}; got {color!r}")
+    path = Path(__file__).parent / "data" / f"winequality-{color}.csv"
+    content = path.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != SHA256[color]:
+        raise ValueError(f"{path.name} is damaged: its SHA-256 is {digest}, expected {SHA256[color]}")
+    return pd.read_csv(io.BytesIO(content), sep=";")
+
+
+class LogStandardize:
+    """Invertible scaling, u = (t(x) - mean) / std; t is the logarithm in the named columns, the identity elsewhere.
+
+    Mean and standard deviation (divisor n) come from the rows given here: give training rows, never test rows.
+    A density over u becomes one over x by log p(x) = log p(u) + log_abs_det(x).
+
+    Args:
+        x: rows to fit, shape `(n, dim)`, positive in the log columns.
+        log_columns: indices of the columns to take logarithms of.
+
+    Raises:
+        ValueError: if a log column holds a value that is not positive, or a column is constant.
+    """
+
+    def __init__(self, x: Tensor, log_columns: Sequence[int] = ()):
+        self.is_log = torch.zeros(x.shape[1], dtype=torch.bool, device=x.device)
+        self.is_log[list(log_columns)] = True
+        t = self._log(x)
+        self.mean, self.std = t.mean(0), t.std(0, correction=0)
+        if not (self.std > 0).all():
+            raise ValueError(f"column {int(torch.nonzero(~(self.std > 0))[0])} is constant: it cannot be standardised")
+
+    def _log(self, x: Tensor) -> Tensor:
+        if not (x[:, self.is_log] > 0).all():
+            column = int(torch.nonzero(self.is_log & ~(x > 0).all(0))[0])
+            raise ValueError(f"column {column} holds {x[:, column].min().item()}: its logarithm needs positive values")
+        # The clamp touches only columns whose logarithm is not used, and keeps NaN out of their gradient.
+        return torch.where(self.is_log, x.clamp_min(torch.finfo(x.dtype).tiny).log(), x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return u, shape `(n, dim)`."""
+        return (self._log(x) - self.mean) / self.std
+
+    def inverse(self, u: Tensor) -> Tensor:
+        """Return x, shape `(n, dim)`."""
+        t = u * self.std + self.mean
+        return torch.where(self.is_log, t.exp(), t)
+
+    def log_abs_det(self, x: Tensor) -> Tensor:
+        """Return the log of the absolute determinant of ∂u/∂x at x, in nats, shape `(n,)`."""
+        return -self._log(x)[:, self.is_log].sum(1) - self.std.log().sum()
+
+
+class Split(NamedTuple):
+    """Row numbers of one fold."""
+
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+
+
+def kfold(n_rows: int, n_folds: int = 10, seed: int = 0) -> list[Split]:
+    """Return `n_folds` splits of shuffled rows: a part tests, a ninth of the rest validates (for ten folds: a part).
+
+    Args:
+        n_rows: number of rows; remove duplicate rows first, or they stand in training and test at once.
+        n_folds: number of parts.
+        seed: of the shuffle; fold k draws its validation rows with seed k.
+
+    Raises:
+        ValueError: if there are fewer rows than folds, or fewer than two folds.
+    """
+    from sklearn.model_selection import KFold, train_test_split
+
+    splits = []
+    for k, (rest, test) in enumerate(KFold(n_folds, shuffle=True, random_state=seed).split(np.arange(n_rows))):
+        train, validation = train_test_split(rest, test_size=1 / (n_folds - 1), random_state=k)
+        splits.append(Split(train, validation, test))
+    return splits
+
+
+def mixture(x: Tensor, n_components: int, seed: int = 0) -> MixtureSameFamily:
+    """Return a full-covariance Gaussian mixture fitted to x by EM, as a distribution on x's device.
+
+    Args:
+        x: rows to fit, shape `(n, dim)`; more rows than components.
+        n_components: number of Gaussians; 1 gives the Gaussian of maximum likelihood.
+        seed: of scikit-learn's initialisation.
+    """
+    from sklearn.mixture import GaussianMixture
+
+    fit = GaussianMixture(n_components, random_state=seed).fit(x.double().cpu().numpy())
+    weights, means, factors = (
+        torch.as_tensor(a).to(x) for a in (fit.weights_, fit.means_, np.linalg.cholesky(fit.covariances_))
+    )
+    return MixtureSameFamily(Categorical(weights), MultivariateNormal(means, scale_tril=factors))
+
+
+class Toy:
+    """A 2-D distribution whose log density is known, as a closed form or to rounding."""
+
+    def __init__(self, log_prob: Callable[[Tensor], Tensor], sample: Callable[[int, torch.Generator | None], Tensor]):
+        self.log_prob, self._sample = log_prob, sample
+
+    def sample(self, shape: tuple[int, ...] = (), generator: torch.Generator | None = None) -> Tensor:
+        """Return exact draws, shape `(*shape, 2)`."""
+        return self._sample(math.prod(shape), generator).reshape(*shape, 2)
+
+
+def eight_gaussians(
+    radius: float = 2.0, std: float = 0.2, device: torch.device | str | None = None
+) -> GaussianMixtureEnergy:
+    """Return eight equal Gaussians on a circle: an energy and a distribution, log Z exact."""
+    angle = torch.arange(8, device=device) * math.pi / 4
+    return GaussianMixtureEnergy(radius * torch.stack([angle.cos(), angle.sin()], 1), std)
+
+
+def rings(radii: Sequence[float] = (1.0, 2.0, 3.0), std: float = 0.15, device: torch.device | str | None = None) -> Toy:
+    """Return concentric rings: a ring with equal chance, a uniform angle, a radius from N(radius, std²)."""
+    centre = torch.tensor(radii, device=device)
+
+    def log_prob(x: Tensor) -> Tensor:
+        r = x.norm(dim=1, keepdim=True)
+        # A drawn radius below zero lands on the opposite side: the second term, negligible where std << radius.
+        squared = torch.stack([r - centre, r + centre]).square()
+        mixture = torch.logsumexp(-squared / (2 * std**2), dim=(0, 2)) - math.log(len(radii) * std)
+        return mixture - 1.5 * math.log(2 * math.pi) - r[:, 0].log()
+
+    def sample(n: int, generator: torch.Generator | None) -> Tensor:
+        ring = torch.randint(len(radii), (n,), generator=generator, device=device)
+        radius = centre[ring] + std * torch.randn(n, generator=generator, device=device)
+        angle = 2 * math.pi * torch.rand(n, generator=generator, device=device)
+        return radius[:, None] * torch.stack([angle.cos(), angle.sin()], 1)
+
+    return Toy(log_prob, sample)
+
+
+def two_moons(std: float = 0.1, device: torch.device | str | None = None) -> Toy:
+    """Return two half circles of radius 1 blurred by N(0, std²); the density is a sum over the arcs (std >= 0.05)."""
+
+    def moons(angle: Tensor) -> Tensor:
+        upper = torch.stack([angle.cos() - 0.5, angle.sin() - 0.25], 1)
+        return torch.cat([upper, -upper])
+
+    like = torch.empty(0, device=device)
+    node, weight = (torch.as_tensor(a).to(like) for a in np.polynomial.legendre.leggauss(128))
+    blurred = GaussianMixtureEnergy(moons((node + 1) * math.pi / 2), std, weight.repeat(2))
+
+    def sample(n: int, generator: torch.Generator | None) -> Tensor:
+        angle = math.pi * torch.rand(n, generator=generator, device=device)
+        upper = torch.randint(2, (n, 1), generator=generator, device=device).bool()
+        top, bottom = moons(angle).chunk(2)
+        noise = torch.randn(n, 2, generator=generator, device=device)
+        return torch.where(upper, top, bottom) + std * noise
+
+    return Toy(blurred.log_prob, sample)
+
+
+def checkerboard(device: torch.device | str | None = None) -> Toy:
+    """Return the uniform distribution on the eight dark unit squares of the board [-2, 2]²; log p is -∞ elsewhere."""
+
+    def log_prob(x: Tensor) -> Tensor:
+        cell = x.floor()
+        dark = (cell.sum(1) % 2 == 0) & (cell >= -2).all(1) & (cell < 2).all(1)
+        return torch.where(dark, -math.log(8.0), -torch.inf)
+
+    def sample(n: int, generator: torch.Generator | None) -> Tensor:
+        column = torch.randint(4, (n,), generator=generator, device=device) - 2
+        row = 2 * torch.randint(2, (n,), generator=generator, device=device) - 2 + column % 2
+        return torch.stack([column, row], 1) + torch.rand(n, 2, generator=generator, device=device)
+
+    return Toy(log_prob, sample)

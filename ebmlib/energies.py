@@ -1,0 +1,230 @@
+"""Energies: any callable `(batch, *event) -> (batch,)`, with log p(x) = -E(x) - log Z.
+
+Here are the checked call, the two derivatives, energies whose log Z is known in closed form, and networks.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+Energy = Callable[[Tensor], Tensor]
+
+
+class Distribution(Protocol):
+    """What serves as base, noise, proposal or known truth: the interface of `torch.distributions`."""
+
+    def log_prob(self, x: Tensor) -> Tensor: ...
+
+    def sample(self, shape: torch.Size) -> Tensor: ...
+
+
+def evaluate(energy: Energy, x: Tensor) -> Tensor:
+    """Return E(x), checked at the boundary.
+
+    Args:
+        energy: callable `(batch, *event) -> (batch,)`.
+        x: states, shape `(batch, *event)`.
+
+    Returns:
+        Energies in nats, shape `(batch,)`.
+
+    Raises:
+        ValueError: if the energy returns another shape, or a NaN or infinite value.
+    """
+    e = energy(x)
+    if e.shape != x.shape[:1]:
+        raise ValueError(f"an energy must return shape {tuple(x.shape[:1])}, one value a row; got {tuple(e.shape)}")
+    if not torch.isfinite(e).all():
+        row = int(torch.nonzero(~torch.isfinite(e))[0])
+        raise ValueError(f"the energy of row {row} of {len(x)} is {e[row].item()}")
+    return e
+
+
+def energy_and_grad(energy: Energy, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return E(x) and ∇E(x), both detached: what a sampler needs.
+
+    Args:
+        energy: callable `(batch, *event) -> (batch,)`.
+        x: states, shape `(batch, *event)`; left untouched.
+
+    Returns:
+        Energies `(batch,)` and gradients `(batch, *event)`.
+    """
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        e = energy(x)
+        (grad,) = torch.autograd.grad(e.sum(), x)
+    return e.detach(), grad
+
+
+def score(energy: Energy, x: Tensor) -> Tensor:
+    """Return the score ∇ log p(x) = -∇E(x), with its graph kept, so that a loss can be built on it.
+
+    Args:
+        energy: callable `(batch, *event) -> (batch,)`.
+        x: states, shape `(batch, *event)`.
+
+    Returns:
+        Scores, shape `(batch, *event)`.
+    """
+    with torch.enable_grad():
+        if not x.requires_grad:
+            x = x.detach().requires_grad_()
+        (grad,) = torch.autograd.grad(energy(x).sum(), x, create_graph=True)
+    return -grad
+
+
+class GaussianEnergy:
+    """Quadratic energy, E(x) = ½ (x-μ)ᵀ Σ⁻¹ (x-μ) + offset.
+
+    log Z = d/2 log 2π + ½ log det Σ - offset, in nats.
+
+    Args:
+        mean: μ, shape `(dim,)`.
+        covariance: Σ, shape `(dim, dim)`, positive definite.
+        offset: constant added to the energy; it moves log Z and leaves p unchanged.
+
+    Raises:
+        ValueError: if the shapes disagree or the covariance is not positive definite.
+    """
+
+    def __init__(self, mean: Tensor, covariance: Tensor, offset: float = 0.0):
+        if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
+            raise ValueError(
+                f"mean must be (dim,) and covariance (dim, dim); got {tuple(mean.shape)}, {tuple(covariance.shape)}"
+            )
+        factor, info = torch.linalg.cholesky_ex(covariance)
+        if info:
+            raise ValueError(f"the covariance is not positive definite: its leading minor of order {int(info)} is not")
+        self.mean, self.factor, self.offset = mean, factor, offset
+        self.log_z = 0.5 * len(mean) * math.log(2 * math.pi) + factor.diagonal().log().sum().item() - offset
+
+    def __call__(self, x: Tensor) -> Tensor:
+        residual = torch.linalg.solve_triangular(self.factor, (x - self.mean).T, upper=False)
+        return 0.5 * residual.square().sum(0) + self.offset
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Return log p(x) in nats, shape `(batch,)`."""
+        return -self(x) - self.log_z
+
+    def sample(self, shape: tuple[int, ...] = (), generator: torch.Generator | None = None) -> Tensor:
+        """Return exact draws, shape `(*shape, dim)`."""
+        noise = torch.randn(*shape, len(self.mean), generator=generator, dtype=self.mean.dtype, device=self.mean.device)
+        return self.mean + noise @ self.factor.T
+
+
+class GaussianMixtureEnergy:
+    """Mixture of isotropic Gaussians as an energy, E(x) = -log Σₖ wₖ exp(-‖x-μₖ‖² / 2σ²) + offset.
+
+    log Z = d/2 log 2πσ² - offset, in nats: all components share one σ, so the weights drop out.
+
+    Args:
+        means: μ, shape `(n_components, dim)`.
+        std: σ > 0, shared by all components and directions.
+        weights: w, shape `(n_components,)`, positive, rescaled to sum to one; equal if None.
+        offset: constant added to the energy; it moves log Z and leaves p unchanged.
+
+    Raises:
+        ValueError: if a shape is wrong, σ is not positive or a weight is not positive.
+    """
+
+    def __init__(self, means: Tensor, std: float, weights: Tensor | None = None, offset: float = 0.0):
+        weights = torch.ones_like(means[:, 0]) if weights is None else weights
+        if means.ndim != 2 or weights.shape != means.shape[:1]:
+            raise ValueError(
+                f"means must be (n_components, dim), weights (n_components,); "
+                f"got {tuple(means.shape)}, {tuple(weights.shape)}"
+            )
+        if not std > 0:
+            raise ValueError(f"std must be positive; got {std}")
+        if not (weights > 0).all():
+            raise ValueError(f"weights must be positive; the smallest is {weights.min().item()}")
+        self.means, self.std, self.weights, self.offset = means, std, weights / weights.sum(), offset
+        self.log_z = 0.5 * means.shape[1] * math.log(2 * math.pi * std**2) - offset
+
+    def __call__(self, x: Tensor) -> Tensor:
+        squared = (x[:, None] - self.means).square().sum(-1)
+        return self.offset - torch.logsumexp(self.weights.log() - squared / (2 * self.std**2), dim=1)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Return log p(x) in nats, shape `(batch,)`."""
+        return -self(x) - self.log_z
+
+    def sample(self, shape: tuple[int, ...] = (), generator: torch.Generator | None = None) -> Tensor:
+        """Return exact draws, shape `(*shape, dim)`."""
+        n = math.prod(shape)
+        component = torch.multinomial(self.weights, n, replacement=True, generator=generator)
+        centre = self.means[component]
+        noise = torch.randn(centre.shape, generator=generator, dtype=centre.dtype, device=centre.device)
+        return (centre + self.std * noise).reshape(*shape, -1)
+
+
+class MLPEnergy(nn.Module):
+    """Fully connected energy of a flat state.
+
+    Args:
+        dim: number of coordinates of x.
+        hidden: widths of the hidden layers, such as `(128, 128)`.
+        activation: class of the activation; SiLU by default, because a sampler needs a gradient that varies smoothly.
+        dropout: probability of dropping a hidden unit while training.
+        n_out: 1 gives an energy `(batch,)`; more give one energy a class, `(batch, n_out)`.
+        zero_last: start from E = 0 everywhere, so that a tilt starts from its base.
+
+    Raises:
+        ValueError: if a width or `n_out` is below one.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden: Sequence[int],
+        activation: type[nn.Module] = nn.SiLU,
+        dropout: float = 0.0,
+        n_out: int = 1,
+        zero_last: bool = False,
+    ):
+        super().__init__()
+        widths = [dim, *hidden, n_out]
+        if min(widths) < 1:
+            raise ValueError(f"dim, hidden widths and n_out must be at least 1; got {widths}")
+        layers: list[nn.Module] = []
+        for fan_in, fan_out in zip(widths[:-2], widths[1:-1], strict=True):
+            layers += [nn.Linear(fan_in, fan_out), activation()]
+            if dropout:
+                layers.append(nn.Dropout(dropout))
+        last = nn.Linear(widths[-2], n_out)
+        if zero_last:
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+        self.dim, self.n_out = dim, n_out
+        self.net = nn.Sequential(*layers, last)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim != 2 or x.shape[1] != self.dim:
+            raise ValueError(f"x must be (batch, {self.dim}); got {tuple(x.shape)}")
+        out = self.net(x)
+        return out.squeeze(1) if self.n_out == 1 else out
+
+
+class Confined(nn.Module):
+    """Energy plus ‖x‖² / 2·std²: a network that grows slower than that now has a finite Z.
+
+    Args:
+        energy: callable `(batch, *event) -> (batch,)`, bounded below or falling at most linearly.
+        std: width of the confining Gaussian, in the units of x.
+
+    Raises:
+        ValueError: if `std` is not positive.
+    """
+
+    def __init__(self, energy: Energy, std: float):
+        super().__init__()
+        if not std > 0:
+            raise ValueError(f"std must be positive; got {std}")
+        self.energy, self.std = energy, std
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.energy(x) + x.flatten(1).square().sum(1) / (2 * self.std**2)

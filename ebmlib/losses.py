@@ -1,0 +1,104 @@
+"""Losses that train an energy. Each returns a scalar to minimise; none needs Z."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from .energies import Distribution, Energy, evaluate
+
+
+def nce_from_logits(logit_data: Tensor, logit_noise: Tensor, nu: float) -> Tensor:
+    """Return the noise contrastive loss from the log-ratios of model to noise.
+
+    With u = log p(x) - log q(x) = -E(x) - log Z - log q(x), and ν noise samples a datum:
+
+        J = mean_data softplus(log ν - u) + ν · mean_noise softplus(u - log ν)
+
+    the logistic loss of a classifier that tells data from noise; over all functions u, log p_data - log q minimises it.
+
+    Args:
+        logit_data: u at data, shape `(n_data,)`.
+        logit_noise: u at noise samples, shape `(n_noise,)`.
+        nu: ν, the number of noise samples that stand for a datum; it need not be n_noise / n_data.
+
+    Returns:
+        Loss in nats a datum, a scalar.
+
+    Raises:
+        ValueError: if ν is not positive, or a logit is NaN or infinite.
+
+    Source: Gutmann and Hyvärinen (2012), Journal of Machine Learning Research 13.
+    """
+    if not nu > 0:
+        raise ValueError(f"nu must be positive; got {nu}")
+    for name, logit in (("data", logit_data), ("noise", logit_noise)):
+        if not torch.isfinite(logit).all():
+            row = int(torch.nonzero(~torch.isfinite(logit).flatten())[0])
+            raise ValueError(f"the logit of {name} row {row} is {logit.flatten()[row].item()}")
+    log_nu = math.log(nu)
+    return softplus(log_nu - logit_data).mean() + nu * softplus(logit_noise - log_nu).mean()
+
+
+def noise_contrastive(energy: Energy, log_z: Tensor, x_data: Tensor, x_noise: Tensor, noise: Distribution) -> Tensor:
+    """Return the noise contrastive loss of an energy and of the constant that stands for its log Z.
+
+    Args:
+        energy: callable `(batch, *event) -> (batch,)`.
+        log_z: learned constant, a scalar parameter that the caller owns and gives to the optimizer.
+        x_data: shape `(n_data, *event)`.
+        x_noise: draws from `noise`, shape `(n_noise, *event)`; ν = n_noise / n_data.
+        noise: distribution with `log_prob(x)`, positive wherever data can be.
+
+    Returns:
+        Loss in nats a datum, a scalar; see `nce_from_logits`.
+
+    Raises:
+        ValueError: if an energy is NaN or infinite, or the noise has no density at a datum.
+
+    Source: Gutmann and Hyvärinen (2012), Journal of Machine Learning Research 13.
+    """
+    log_q_data = noise.log_prob(x_data)
+    if not torch.isfinite(log_q_data).all():
+        row = int(torch.nonzero(~torch.isfinite(log_q_data))[0])
+        raise ValueError(
+            f"the noise must cover the data; its log density at data row {row} is {log_q_data[row].item()}"
+        )
+    logit_data = -evaluate(energy, x_data) - log_z - log_q_data
+    logit_noise = -evaluate(energy, x_noise) - log_z - noise.log_prob(x_noise)
+    return nce_from_logits(logit_data, logit_noise, len(x_noise) / len(x_data))
+
+
+def conditional_noise_contrastive(
+    energy: Energy, x_data: Tensor, std: float, nu: int = 1, generator: torch.Generator | None = None
+) -> Tensor:
+    """Return the conditional noise contrastive loss: which of x and x + std·ξ is the datum?
+
+    With a symmetric kernel the noise density cancels, and so does Z:
+
+        J = 2 mean softplus(E(x) - E(x + std·ξ)),  ξ ~ N(0, I)
+
+    Args:
+        energy: callable `(batch, *event) -> (batch,)`.
+        x_data: shape `(batch, *event)`.
+        std: width of the Gaussian kernel, in the units of x.
+        nu: noisy copies of each datum.
+        generator: on x's device.
+
+    Returns:
+        Loss in nats, a scalar; 2 log 2 for a constant energy.
+
+    Raises:
+        ValueError: if `std` or `nu` is not positive, or an energy is NaN or infinite.
+
+    Source: Ceylan and Gutmann (2018), International Conference on Machine Learning.
+    """
+    if not std > 0:
+        raise ValueError(f"std must be positive; got {std}")
+    if nu < 1:
+        raise ValueError(f"nu must be at least 1; got {nu}")
+    shape = (nu, *x_data.shape)
+    noise = torch.randn(shape, generator=generator, dtype=x_data.dtype, device=x_data.device)
+    x_noise = (x_data + std * noise).flatten(0, 1)
+    return 2 * softplus(evaluate(energy, x_data).repeat(nu) - evaluate(energy, x_noise)).mean()

@@ -1,0 +1,85 @@
+"""Pictures of energies. Each takes an `ax`, returns it and never calls `show()`; low energy is dark everywhere."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import matplotlib as mpl
+import torch
+from cycler import cycler
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from .energies import Energy
+
+# Colour-blind-safe (Okabe and Ito): what a colour means never changes within the book.
+COLORS = {"data": "#0072b2", "model": "#d55e00", "noise": "#009e73", "truth": "#24292f"}
+INK, PAPER = "#24292f", "#fefefe"  # the site recolours exactly these two to follow its theme
+
+
+def use_style() -> None:
+    """Set the style of the book's figures, for the whole session."""
+    style: dict[Any, Any] = {
+        "figure.figsize": (6.0, 3.4),
+        "figure.constrained_layout.use": True,
+        "figure.facecolor": PAPER,
+        "savefig.facecolor": PAPER,
+        "axes.facecolor": "none",
+        "axes.prop_cycle": cycler(color=[*list(COLORS.values())[:3], "#cc79a7", "#e69f00", "#56b4e9"]),
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.axisbelow": True,
+        "axes.grid": True,
+        "grid.alpha": 0.15,
+        "legend.frameon": False,
+        "font.size": 10,
+        "image.cmap": "viridis",
+        "lines.linewidth": 1.8,
+        "svg.hashsalt": "ebmlib",  # equal figures are equal files
+    }
+    inked = "text.color axes.labelcolor axes.edgecolor xtick.color ytick.color grid.color patch.edgecolor".split()
+    mpl.rcParams.update(style | dict.fromkeys(inked, INK))
+
+
+def energy_contours(
+    energy: "Energy", low: Sequence[float], high: Sequence[float], ax: "Axes", span: float = 10.0, n_points: int = 120
+) -> "Axes":
+    """Draw filled contours of a 2-D energy, from its lowest value on the grid to `span` nats above.
+
+    Args:
+        energy: callable `(batch, 2) -> (batch,)`.
+        low: lower left corner; a tensor fixes the device.
+        high: upper right corner.
+        ax: axes to draw on.
+        span: nats shown; what is higher takes the last colour.
+        n_points: grid points along each axis.
+    """
+    device = low.device if isinstance(low, Tensor) else None
+    axes = [torch.linspace(float(a), float(b), n_points, device=device) for a, b in zip(low, high, strict=True)]
+    grid = torch.cartesian_prod(*axes)
+    with torch.no_grad():
+        e = energy(grid).reshape(n_points, n_points).T.cpu()
+    levels = torch.linspace(0, span, 11) + e.min()
+    filled = ax.contourf(axes[0].cpu(), axes[1].cpu(), e, levels=levels.tolist(), extend="max")
+    ax.figure.colorbar(filled, ax=ax, label="energy (nats)", format="%.0f")
+    ax.set(aspect="equal", xlabel="$x_1$", ylabel="$x_2$")
+    ax.grid(False)
+    return ax
+
+
+def energy_histogram(energies: Mapping[str, Tensor], ax: "Axes", n_bins: int = 50) -> "Axes":
+    """Draw one histogram for each named set of energies, over common bins.
+
+    Args:
+        energies: energies `(n,)` in nats by name; the names of `COLORS` get their colours.
+        ax: axes to draw on.
+        n_bins: number of bins over the common range.
+    """
+    together = torch.cat([e.detach().flatten().cpu() for e in energies.values()])
+    bins = torch.linspace(float(together.min()), float(together.max()), n_bins + 1).tolist()
+    for name, e in energies.items():
+        ax.hist(e.detach().cpu().numpy(), bins, density=True, alpha=0.55, label=name, color=COLORS.get(name))
+    ax.set(xlabel="energy (nats)", ylabel="density")
+    ax.legend()
+    return ax

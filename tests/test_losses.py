@@ -1,0 +1,115 @@
+"""Losses against closed forms, and what they say of bad input."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.distributions import MultivariateNormal
+
+from ebmlib.energies import GaussianEnergy
+from ebmlib.losses import conditional_noise_contrastive, nce_from_logits, noise_contrastive
+
+F64 = torch.float64
+
+
+@pytest.fixture
+def noise():
+    return MultivariateNormal(torch.zeros(2, dtype=F64), 4 * torch.eye(2, dtype=F64))
+
+
+@pytest.fixture
+def truth():
+    return GaussianEnergy(torch.tensor([1.0, 0.0], dtype=F64), torch.eye(2, dtype=F64), offset=0.7)
+
+
+@pytest.mark.parametrize("nu", [1, 4, 0.5])
+def test_undecided_classifier(nu):
+    zero = torch.zeros(6, dtype=F64)
+    expected = math.log1p(nu) + nu * math.log1p(1 / nu)
+    assert nce_from_logits(zero, zero, nu).item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_loss_is_the_negative_log_posterior_of_the_classes(truth, noise):
+    """The Bayes posterior of 'data' at prior odds 1 : ν, written out from the densities."""
+    x_data, x_noise = truth.sample((30,)), noise.sample((90,))
+    loss = noise_contrastive(truth, torch.tensor(truth.log_z, dtype=F64), x_data, x_noise, noise)
+    p, q = (lambda x: truth.log_prob(x).exp()), (lambda x: noise.log_prob(x).exp())
+    is_data, is_noise = p(x_data) / (p(x_data) + 3 * q(x_data)), 3 * q(x_noise) / (p(x_noise) + 3 * q(x_noise))
+    expected = -is_data.log().mean() - 3 * is_noise.log().mean()
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-12)
+
+
+def test_gradient_vanishes_at_the_truth_and_the_constant_finds_log_z(truth, noise):
+    log_z = nn.Parameter(torch.tensor(0.0, dtype=F64))
+    n = 40_000
+    torch.manual_seed(0)
+    x_data, x_noise = truth.sample((n,)), noise.sample((5 * n,))
+    optimizer = torch.optim.LBFGS([log_z], line_search_fn="strong_wolfe")
+
+    def closure():
+        optimizer.zero_grad()
+        loss = noise_contrastive(truth, log_z, x_data, x_noise, noise)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    # the standard error follows from the variance of the estimating equation, h = σ(u - log ν)
+    u = (-truth(x_data) - truth.log_z - noise.log_prob(x_data)).detach()
+    v = (-truth(x_noise) - truth.log_z - noise.log_prob(x_noise)).detach()
+    miss, hit = torch.sigmoid(math.log(5) - u), torch.sigmoid(v - math.log(5))
+    slope = (miss * (1 - miss)).mean() + 5 * (hit * (1 - hit)).mean()
+    std_error = (miss.var() / n + 25 * hit.var() / (5 * n)).sqrt() / slope
+    z = (log_z.item() - truth.log_z) / std_error
+    assert abs(z) < 4.5, f"z = {z:.2f}, standard error {std_error:.4f}: a false alarm has chance 7e-6"
+    assert std_error < 0.02
+
+
+def test_conditional_loss_of_a_flat_and_of_a_steep_energy():
+    x = torch.zeros(50, 2, dtype=F64)
+    flat = conditional_noise_contrastive(lambda x: 0 * x[:, 0], x, std=0.3, nu=4)
+    assert flat.item() == pytest.approx(2 * math.log(2), abs=1e-12)
+    # at the minimum of a steep bowl every noisy copy is told apart
+    assert conditional_noise_contrastive(lambda x: 1e6 * x.square().sum(1), x, std=1.0).item() < 1e-3
+
+
+def test_conditional_loss_pairs_each_datum_with_its_own_copies():
+    x = torch.tensor([[0.0], [100.0]], dtype=F64)
+    loss = conditional_noise_contrastive(lambda x: x[:, 0], x, std=1e-9, nu=3)
+    assert loss.item() == pytest.approx(2 * math.log(2), abs=1e-6)
+
+
+def test_conditional_loss_is_invariant_to_the_constant(truth):
+    x = truth.sample((20,))
+    a, b = (
+        conditional_noise_contrastive(lambda x, c=c: truth(x) + c, x, 0.5, 2, torch.Generator().manual_seed(1))
+        for c in (0.0, 50.0)
+    )
+    assert a.item() == pytest.approx(b.item(), abs=1e-12)
+
+
+def test_bad_input_is_named(truth, noise):
+    x = truth.sample((4,))
+    log_z = torch.zeros(())
+    with pytest.raises(ValueError, match="nu must be positive; got 0"):
+        nce_from_logits(x[:, 0], x[:, 0], 0)
+    with pytest.raises(ValueError, match="logit of noise row 1 is nan"):
+        nce_from_logits(x[:, 0], torch.tensor([0.0, math.nan]), 1)
+    with pytest.raises(ValueError, match="row 3 of 4 is inf"):
+        noise_contrastive(lambda x: torch.tensor([0, 0, 0, math.inf]), log_z, x, x, noise)
+    with pytest.raises(ValueError, match=r"one value a row; got \(4, 2\)"):
+        noise_contrastive(lambda x: x, log_z, x, x, noise)
+    with pytest.raises(ValueError, match="std must be positive; got 0"):
+        conditional_noise_contrastive(truth, x, std=0)
+    with pytest.raises(ValueError, match="nu must be at least 1; got -2"):
+        conditional_noise_contrastive(truth, x, std=1, nu=-2)
+
+
+def test_noise_without_the_support_of_the_data_is_named(truth):
+    class Box:
+        def log_prob(self, x):
+            return torch.where((x.abs() < 1).all(1), -math.log(4), -torch.inf)
+
+    x = torch.tensor([[0.0, 0.0], [0.0, 5.0]], dtype=F64)
+    with pytest.raises(ValueError, match="cover the data.*row 1 is -inf"):
+        noise_contrastive(truth, torch.zeros(()), x, x[:1], Box())

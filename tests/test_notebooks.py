@@ -1,0 +1,112 @@
+"""Hygiene of the notebooks, read as they stand in the repository; where they were executed, of their figures too."""
+
+import ast
+import re
+import tomllib
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+MAX_LINES = 25
+
+pytestmark = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def repository() -> str:
+    """Return the repository's address from the one place where it stands."""
+    return tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["urls"]["Repository"]
+
+
+def install_cell() -> str:
+    """Return the cell by which a notebook fetches on Colab what Colab lacks."""
+    zuko = re.search(r"^zuko==\S+", (ROOT / "requirements.txt").read_text("utf-8"), re.MULTILINE).group()
+    return (
+        "# On Colab: fetch ebmlib and what else Colab lacks; elsewhere this does nothing.\n"
+        "import importlib.util\n\n"
+        'if importlib.util.find_spec("ebmlib") is None:\n'
+        f'    %pip install -q --no-deps "ebmlib @ git+{repository()}@main" {zuko}'
+    )
+
+
+def read(path):
+    return nbformat.read(path, as_version=4)
+
+
+def code_cells(path):
+    return [cell for cell in read(path).cells if cell.cell_type == "code"]
+
+
+def tags(cell):
+    return cell.metadata.get("tags", [])
+
+
+def alternative_text(cell):
+    return cell.metadata.get("mystnb", {}).get("image", {}).get("alt", "").strip()
+
+
+def test_is_committed_without_outputs(path):
+    for cell in code_cells(path):
+        assert not cell.outputs, f"cell {cell.id} has outputs: nbstripout --keep-id {path.name}"
+        assert cell.execution_count is None, f"cell {cell.id} has an execution count"
+        assert "execution" not in cell.metadata, f"cell {cell.id} has execution times"
+
+
+def test_format(path):
+    notebook = read(path)
+    nbformat.validate(notebook)
+    assert notebook.metadata.kernelspec.name == "python3"
+    assert "widgets" not in notebook.metadata
+    ids = [cell.get("id") for cell in notebook.cells]
+    assert all(ids) and len(set(ids)) == len(ids), "every cell needs an id of its own"
+
+
+def test_is_in_the_table_of_contents(path):
+    assert re.search(rf"file: notebooks/{path.stem}$", (ROOT / "_toc.yml").read_text("utf-8"), re.MULTILINE)
+    assert f"notebooks/{path.name}" in (ROOT / "book/index.md").read_text("utf-8"), "the front page's map lacks it"
+
+
+def test_opens_on_colab(path):
+    first = code_cells(path)[0]
+    assert first.source == install_cell()
+    assert "remove-cell" in tags(first)
+
+
+def test_calls_setup_with_a_seed(path):
+    assert any(re.search(r"\bsetup\(seed=", cell.source) for cell in code_cells(path))
+
+
+def test_has_a_check_for_each_thing_that_it_will_show(path):
+    opening = next(cell.source for cell in read(path).cells if cell.cell_type == "markdown")
+    assert opening.startswith("# "), "the first cell has the title"
+    match = re.search(r"you will show.*?\n\s*((?:^[-*] .*\n?(?:^[ \t]+.*\n?)*)+)", opening, re.I | re.M | re.S)
+    assert match, "the first cell lists, under 'you will show', two or three bullets"
+    promised = len(re.findall(r"^[-*] ", match.group(1), re.MULTILINE))
+    checks = [cell for cell in code_cells(path) if "check" in tags(cell)]
+    assert 1 <= promised <= len(checks), f"{promised} bullets and {len(checks)} check cells"
+    for cell in checks:
+        assert re.search(r"^\s*assert ", cell.source, re.MULTILINE), f"check cell {cell.id} asserts nothing"
+
+
+def test_every_figure_has_an_alternative_text(path):
+    for cell in code_cells(path):
+        if re.search(r"plt\.(subplots|figure)\(", cell.source):
+            assert alternative_text(cell), f"cell {cell.id} draws: give it metadata mystnb.image.alt"
+    executed = ROOT / "build" / "executed" / path.name
+    if executed.exists():
+        for cell in code_cells(executed):
+            if any(mime.startswith("image/") for output in cell.outputs for mime in output.get("data", {})):
+                assert alternative_text(cell), f"cell {cell.id} shows an image: give it metadata mystnb.image.alt"
+
+
+def test_cells_are_short_and_import_by_name(path):
+    for cell in code_cells(path):
+        lines = [line for line in cell.source.splitlines() if line.strip()]
+        lines = lines[1:] if lines and lines[0].startswith("#") else lines
+        assert len(lines) <= MAX_LINES, f"cell {cell.id} has {len(lines)} lines: move what it can spare to ebmlib"
+        python = re.sub(r"^(\s*)[%!].*", r"\1pass", cell.source, flags=re.MULTILINE)
+        for node in ast.walk(ast.parse(python)):
+            if isinstance(node, ast.ImportFrom):
+                assert all(alias.name != "*" for alias in node.names), f"cell {cell.id}: import {node.module} by name"

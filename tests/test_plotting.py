@@ -1,0 +1,45 @@
+"""Each function draws on the axes it is given and returns them."""
+
+import matplotlib as mpl
+import pytest
+import torch
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+from ebmlib.energies import GaussianEnergy  # noqa: E402
+from ebmlib.plotting import COLORS, INK, energy_contours, energy_histogram, use_style  # noqa: E402
+
+
+@pytest.fixture
+def ax():
+    with mpl.rc_context():
+        use_style()
+        figure, ax = plt.subplots()
+        yield ax
+        plt.close(figure)
+
+
+def test_contours_put_the_minimum_where_it_is_and_low_energy_dark(ax):
+    energy = GaussianEnergy(torch.tensor([1.0, -1.0]), torch.eye(2))
+    assert energy_contours(energy, [-3, -3], [3, 3], ax) is ax
+    filled = ax.collections[0]
+    lowest = filled.get_paths()[0].vertices
+    assert abs(lowest[:, 0].mean() - 1) < 0.2 and abs(lowest[:, 1].mean() + 1) < 0.2
+    luminance = filled.cmap([0.0, 1.0])[:, :3] @ [0.2126, 0.7152, 0.0722]
+    assert luminance[0] < luminance[1]
+    assert "nats" in ax.figure.axes[1].get_ylabel()
+
+
+def test_histogram_gives_each_set_its_colour(ax):
+    energies = {"data": torch.randn(100), "model": torch.randn(50, requires_grad=True) + 1}
+    assert energy_histogram(energies, ax) is ax
+    for container, name in zip(ax.containers, energies, strict=True):
+        assert container[0].get_facecolor()[:3] == mpl.colors.to_rgb(COLORS[name])
+        area = sum(bar.get_height() * bar.get_width() for bar in container)
+        assert area == pytest.approx(1, abs=1e-5)
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == list(energies)
+
+
+def test_style_uses_one_ink(ax):
+    assert {mpl.rcParams[k] for k in ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color")} == {INK}

@@ -1,0 +1,116 @@
+"""Each check of check_site.py passes a sound page and fails one that is broken for the purpose."""
+
+import io
+import xml.etree.ElementTree as ET
+
+import check_site
+import ebmsite
+import matplotlib
+import pytest
+from matplotlib.figure import Figure
+
+from ebmlib.plotting import INK, PAPER, use_style
+
+FRONT = '<nav><a href="page.html">Page</a></nav><h1 id="top">Front</h1>'
+SOUND = '<a href="index.html#top">up</a> <a href="https://example.org/">out</a> <img src="a.svg" alt="A bowl">'
+
+
+def write_site(folder, page, extra=()):
+    (folder / "index.html").write_text(FRONT)
+    (folder / "page.html").write_text(page)
+    (folder / "a.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"></svg>')
+    for name, text in dict(extra).items():
+        (folder / name).write_text(text)
+    return folder
+
+
+def test_a_sound_site_passes(tmp_path, capsys):
+    assert check_site.main(write_site(tmp_path, SOUND)) == 0
+    assert "2 pages, 1 images; foreign hosts 0, broken links 0" in capsys.readouterr().out
+
+
+def test_an_empty_site_fails(tmp_path):
+    assert check_site.main(tmp_path) == 1
+
+
+BROKEN = [
+    ("foreign_hosts", '<script src="https://cdn.example/a.js"></script>'),
+    ("foreign_hosts", '<script type="module">import x from "https://cdn.example/a.js"</script>'),
+    ("foreign_hosts", '<script type="module">import "//cdn.example/a.js"</script>'),
+    ("foreign_hosts", '<script>fetch("https://cdn.example/a.json")</script>'),
+    ("foreign_hosts", '<link rel="stylesheet" href="//cdn.example/a.css">'),
+    ("foreign_hosts", '<link rel="preconnect" href="https://fonts.example">'),
+    ("foreign_hosts", '<img alt="A bowl" src="http://cdn.example/a.png">'),
+    ("foreign_hosts", '<img alt="A bowl" src="a.svg" srcset="https://cdn.example/a.png 2x">'),
+    ("foreign_hosts", '<iframe src="https://cdn.example/"></iframe>'),
+    ("foreign_hosts", '<style>@import "https://cdn.example/a.css";</style>'),
+    ("foreign_hosts", '<p style="background: url(https://cdn.example/a.png)">x</p>'),
+    ("broken_links", '<a href="missing.html">x</a>'),
+    ("broken_links", '<a href="index.html#missing">x</a>'),
+    ("broken_links", '<a href="#missing">x</a>'),
+    ("broken_links", '<a href="/page.html">x</a>'),
+    ("broken_links", '<img alt="A bowl" src="missing.svg">'),
+    ("broken_links", '<script src="missing.js"></script>'),
+    ("missing_alt_texts", '<img src="a.svg">'),
+    ("missing_alt_texts", '<img src="a.svg" alt=" ">'),
+    ("missing_alt_texts", '<img src="a.svg" alt="_images/a.svg">'),
+    ("raw_markup", "<p>See {numref}`fig-bowl`.</p>"),
+    ("raw_markup", "<p>:::{note} Mind the sign. :::</p>"),
+    ("raw_markup", "<p>```{figure} a.svg</p>"),
+    ("raw_markup", r"<p>where \frac{1}{Z} is small</p>"),
+    ("raw_markup", '<div class="system-message">Unknown role</div>'),
+    ("builder_paths", "<p>/home/builder/book/a.py:3: UserWarning</p>"),
+    ("builder_paths", f"<p>{check_site.ROOT}/ebmlib/energies.py</p>"),
+    ("builder_paths", "<p>/tmp/ipykernel_1/2.py</p>"),
+    ("builder_paths", '<a href="file:///srv/a.html">x</a>'),
+]
+
+
+@pytest.mark.parametrize(("check", "page"), BROKEN)
+def test_a_broken_page_fails_its_check_alone(tmp_path, capsys, check, page):
+    assert check_site.main(write_site(tmp_path, page)) == 1
+    found = capsys.readouterr().out
+    assert found.startswith("page.html: ")
+    for other in check_site.CHECKS:
+        count = f"{other.__name__.replace('_', ' ')} {int(other.__name__ == check)}"
+        assert count in found
+
+
+@pytest.mark.parametrize(
+    ("check", "name", "text"),
+    [
+        ("foreign_hosts", "a.css", "p { background: url('https://cdn.example/a.png') }"),
+        ("foreign_hosts", "a.js", 'script.src = "https://cdn.example/a.js"'),
+        ("foreign_hosts", "b.svg", '<svg><image href="https://cdn.example/a.png"/></svg>'),
+        ("pages_out_of_toc", "orphan.html", "<p>Nobody finds this page.</p>"),
+        ("builder_paths", "b.svg", "<svg><!-- /home/builder/a.py --></svg>"),
+    ],
+)
+def test_a_broken_file_beside_the_pages_fails(tmp_path, capsys, check, name, text):
+    assert check_site.main(write_site(tmp_path, SOUND, {name: text})) == 1
+    found = capsys.readouterr().out
+    assert found.startswith(f"{name}: ")
+    assert f"{check.replace('_', ' ')} 1" in found
+
+
+def test_a_site_without_a_front_page_fails(tmp_path):
+    (tmp_path / "page.html").write_text("<p>x</p>")
+    assert "no front page" in " ".join(check_site.pages_out_of_toc(check_site.read_pages(tmp_path), tmp_path))
+
+
+def test_figures_take_ink_and_paper_from_the_theme():
+    with matplotlib.rc_context():
+        use_style()
+        figure, svg = Figure(), io.StringIO()
+        figure.subplots().set_title("An energy")
+        figure.savefig(svg, format="svg")
+    themed = ebmsite.follow_theme(svg.getvalue())
+    ET.fromstring(themed)
+    assert "fill: var(--ink)" in themed
+    assert "fill: var(--paper)" in themed
+    assert INK not in themed.replace(ebmsite.STYLE, "")
+    assert PAPER not in themed
+
+
+def test_a_drawing_by_hand_is_left_alone():
+    assert ebmsite.follow_theme("<svg><path/></svg>") == "<svg><path/></svg>"
