@@ -43,7 +43,7 @@ def use_style() -> None:
 
 
 def energy_contours(
-    energy: "Energy", low: Sequence[float], high: Sequence[float], ax: "Axes", span: float = 10.0, n_points: int = 120
+    energy: "Energy", low: Sequence[float], high: Sequence[float], ax: "Axes", span: float = 10.0, n_points: int = 60
 ) -> "Axes":
     """Draw filled contours of a 2-D energy, from its lowest value on the grid to `span` nats above.
 
@@ -60,9 +60,9 @@ def energy_contours(
     grid = torch.cartesian_prod(*axes)
     with torch.no_grad():
         e = energy(grid).reshape(n_points, n_points).T.cpu()
-    levels = torch.linspace(0, span, 11) + e.min()
-    filled = ax.contourf(axes[0].cpu(), axes[1].cpu(), e, levels=levels.tolist(), extend="max")
-    ax.figure.colorbar(filled, ax=ax, label="energy (nats)", format="%.0f")
+    levels = torch.linspace(0, span, 11).tolist()
+    filled = ax.contourf(axes[0].cpu(), axes[1].cpu(), e - e.min(), levels=levels, extend="max")
+    ax.figure.colorbar(filled, ax=ax, label="energy above its lowest (nats)", format="%g")
     ax.set(aspect="equal", xlabel="$x_1$", ylabel="$x_2$")
     ax.grid(False)
     return ax
