@@ -23,7 +23,7 @@ from ebmlib.training import minibatches, train
 DIM = 11
 BATCH = 256
 N_POOL = 100_000  # noise samples that training draws from
-N_LOG_Z = 150_000  # samples of the final importance sampling
+N_LOG_Z = 50_000  # samples of the last importance sampling; three times as many from an adapted proposal
 
 
 class Normalized(NamedTuple):
@@ -90,14 +90,18 @@ class FullMixture:
         return self.means[k] + torch.einsum("nij,nj->ni", self.factors[k], torch.randn(shape[0], DIM))
 
 
-def bagged_mixture(x: Tensor, n_components: int, n_bags: int, seed: int = 0) -> FullMixture:
-    """Return the average of mixtures fitted to bootstraps of x, as one large mixture (one bag: fitted to x itself)."""
+def bagged_mixture(x: Tensor, n_components: int, n_bags: int, seed: int = 0, tail: float = 0.0) -> FullMixture:
+    """Return the average of mixtures fitted to bootstraps of x, as one large mixture (one bag: fitted to x itself).
+
+    A share `tail` of the density goes to components of twice the covariance: noise where the data thin out.
+    """
     from sklearn.mixture import GaussianMixture
 
     rng, rows = np.random.default_rng(seed), x.double().numpy()
     bags = [rows] if n_bags == 1 else [rows[rng.integers(len(rows), size=len(rows))] for _ in range(n_bags)]
     fits = [GaussianMixture(n_components, reg_covar=0.01, random_state=seed + i).fit(bag) for i, bag in enumerate(bags)]
-    parts = [(fit.weights_ / n_bags, fit.means_, fit.covariances_) for fit in fits]
+    shares = [(1 - tail, 1.0), (tail, 2.0)] if tail else [(1.0, 1.0)]
+    parts = [(share * f.weights_ / n_bags, f.means_, scale * f.covariances_) for share, scale in shares for f in fits]
     return FullMixture(*(torch.as_tensor(np.concatenate(a)) for a in zip(*parts, strict=True)))
 
 
@@ -202,8 +206,8 @@ def fit_flow(x_train: Tensor, x_validation: Tensor, seed: int) -> Distribution:
 
     torch.manual_seed(seed)
     flow = zuko.flows.NSF(DIM, transforms=3, bins=8, hidden_features=(64, 64), passes=2)
-    stop = Stop(flow, lambda: flow().log_prob(x_validation).mean(), every=16, patience=8)
-    descend(lambda x: -flow().log_prob(jittered(x, 0.05)).mean(), stop, x_train, 128, 60, lr=5e-3)
+    stop = Stop(flow, lambda: flow().log_prob(x_validation).mean(), every=16, patience=6)
+    descend(lambda x: -flow().log_prob(jittered(x, 0.05)).mean(), stop, x_train, 128, 50, lr=5e-3)
     return flow.requires_grad_(False)()
 
 
@@ -265,7 +269,7 @@ def fit_masked_mixtures(
     def loss(x: Tensor) -> Tensor:
         return -nets.each_log_prob(jittered(x.expand(n_networks, -1, -1), 0.05), drop).mean(1).sum()
 
-    descend(loss, Stop(nets, validate, every=16, patience=8), x_train, 128, 60, lr=0.01)
+    descend(loss, Stop(nets, validate, every=16, patience=6), x_train, 128, 60, lr=0.01)
     return nets
 
 
@@ -316,6 +320,7 @@ class Fit(NamedTuple):
     log_z: LogZ
     learned: float
     learned_jointly: float
+    ess_fraction: float
     seconds: float
 
 
@@ -358,7 +363,7 @@ def fit_energy(
 
     Args:
         proposal: for importance sampling; the noise itself if None.
-        adapt: move the proposal towards the trained energy before the last importance sampling.
+        adapt: for the last importance sampling, move the noise (a `FullMixture`) towards the trained energy.
         conditional: width of the kernel of conditional NCE, which then takes the place of NCE.
     """
     start = time.process_time()
@@ -386,7 +391,7 @@ def fit_energy(
         logit_data = log_model[: len(x)] + log_base_ratio(x, noise)
         return nce_from_logits(logit_data, log_model[len(x) :] + ratio_noise[index], nu)
 
-    def validate() -> Tensor:  # up to a constant where the energy is tilted
+    def validate() -> Tensor:  # but for the mean of log q where the energy is tilted, which training leaves alone
         log_z = torch.logsumexp(ratio_held - net(x_held), 0) - math.log(len(x_held))
         return -net(x_validation).mean() - log_z
 
@@ -396,5 +401,7 @@ def fit_energy(
         logit_data = log_base_ratio(x_train, noise) - net(x_train)
         logit_noise = ratio_noise - net(x_noise)
     learned = learn_constant(logit_data, logit_noise)
-    log_z = importance_sampling(energy, adapted(proposal, energy) if adapt else proposal, N_LOG_Z)
-    return Fit(energy, log_z, learned, net.log_z.item(), time.process_time() - start)
+    n_samples = 3 * N_LOG_Z if adapt else N_LOG_Z
+    log_z = importance_sampling(energy, adapted(noise, energy) if adapt else proposal, n_samples)
+    seconds = time.process_time() - start
+    return Fit(energy, log_z, learned, net.log_z.item(), log_z.ess / n_samples, seconds)
