@@ -27,16 +27,18 @@ def nce_from_logits(logit_data: Tensor, logit_noise: Tensor, nu: float) -> Tenso
         Loss in nats a datum, a scalar.
 
     Raises:
-        ValueError: if ν is not positive, or a logit is NaN or infinite.
+        ValueError: if ν is not positive, a logit is NaN or infinite, or there is more than one a row.
 
     Source: Gutmann and Hyvärinen (2012), Journal of Machine Learning Research 13.
     """
     if not nu > 0:
         raise ValueError(f"nu must be positive; got {nu}")
     for name, logit in (("data", logit_data), ("noise", logit_noise)):
+        if logit.ndim != 1:
+            raise ValueError(f"the logits of {name} must be one a row, (n,); got {tuple(logit.shape)}")
         if not torch.isfinite(logit).all():
-            row = int(torch.nonzero(~torch.isfinite(logit).flatten())[0])
-            raise ValueError(f"the logit of {name} row {row} is {logit.flatten()[row].item()}")
+            row = int(torch.nonzero(~torch.isfinite(logit))[0])
+            raise ValueError(f"the logit of {name} row {row} is {logit[row].item()}")
     log_nu = math.log(nu)
     return softplus(log_nu - logit_data).mean() + nu * softplus(logit_noise - log_nu).mean()
 
@@ -55,7 +57,8 @@ def noise_contrastive(energy: Energy, log_z: Tensor, x_data: Tensor, x_noise: Te
         Loss in nats a datum, a scalar; see `nce_from_logits`.
 
     Raises:
-        ValueError: if an energy is NaN or infinite, or the noise has no density at a datum.
+        ValueError: if an energy is NaN or infinite, the noise has no density at a datum, or either gives more than one
+            value a row.
 
     Source: Gutmann and Hyvärinen (2012), Journal of Machine Learning Research 13.
     """

@@ -99,6 +99,9 @@ def test_bad_input_is_named(truth, noise):
         noise_contrastive(lambda x: torch.tensor([0, 0, 0, math.inf]), log_z, x, x, noise)
     with pytest.raises(ValueError, match=r"one value a row; got \(4, 2\)"):
         noise_contrastive(lambda x: x, log_z, x, x, noise)
+    # a density for each coordinate instead of one for the row: (4, 1) would broadcast to (4, 4)
+    with pytest.raises(ValueError, match=r"one a row, \(n,\); got \(4, 4\)"):
+        noise_contrastive(lambda x: x[:, 0], log_z, x[:, :1], x[:, :1], torch.distributions.Normal(0.0, 1.0))
     with pytest.raises(ValueError, match="std must be positive; got 0"):
         conditional_noise_contrastive(truth, x, std=0)
     with pytest.raises(ValueError, match="nu must be at least 1; got -2"):
