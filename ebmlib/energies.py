@@ -1,14 +1,14 @@
 """Energies: any callable `(batch, *event) -> (batch,)`, with log p(x) = -E(x) - log Z.
 
-Here are the checked call, the two derivatives, energies whose log Z is known in closed form, and networks.
+Here are the checked call, the two derivatives, and energies whose log Z is known in closed form.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 Energy = Callable[[Tensor], Tensor]
 
@@ -160,71 +160,3 @@ class GaussianMixtureEnergy:
         centre = self.means[component]
         noise = torch.randn(centre.shape, generator=generator, dtype=centre.dtype, device=centre.device)
         return (centre + self.std * noise).reshape(*shape, -1)
-
-
-class MLPEnergy(nn.Module):
-    """Fully connected energy of a flat state.
-
-    Args:
-        dim: number of coordinates of x.
-        hidden: widths of the hidden layers, such as `(128, 128)`.
-        activation: class of the activation; SiLU by default, because a sampler needs a gradient that varies smoothly.
-        dropout: probability of dropping a hidden unit while training.
-        n_out: 1 gives an energy `(batch,)`; more give one energy a class, `(batch, n_out)`.
-        zero_last: start from E = 0 everywhere, so that a tilt starts from its base.
-
-    Raises:
-        ValueError: if a width or `n_out` is below one.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        hidden: Sequence[int],
-        activation: type[nn.Module] = nn.SiLU,
-        dropout: float = 0.0,
-        n_out: int = 1,
-        zero_last: bool = False,
-    ):
-        super().__init__()
-        widths = [dim, *hidden, n_out]
-        if min(widths) < 1:
-            raise ValueError(f"dim, hidden widths and n_out must be at least 1; got {widths}")
-        layers: list[nn.Module] = []
-        for fan_in, fan_out in zip(widths[:-2], widths[1:-1], strict=True):
-            layers += [nn.Linear(fan_in, fan_out), activation()]
-            if dropout:
-                layers.append(nn.Dropout(dropout))
-        last = nn.Linear(widths[-2], n_out)
-        if zero_last:
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
-        self.dim, self.n_out = dim, n_out
-        self.net = nn.Sequential(*layers, last)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.ndim != 2 or x.shape[1] != self.dim:
-            raise ValueError(f"x must be (batch, {self.dim}); got {tuple(x.shape)}")
-        out = self.net(x)
-        return out.squeeze(1) if self.n_out == 1 else out
-
-
-class Confined(nn.Module):
-    """Energy plus ‖x‖² / 2·std²: a network that grows slower than that now has a finite Z.
-
-    Args:
-        energy: callable `(batch, *event) -> (batch,)`, bounded below or falling at most linearly.
-        std: width of the confining Gaussian, in the units of x.
-
-    Raises:
-        ValueError: if `std` is not positive.
-    """
-
-    def __init__(self, energy: Energy, std: float):
-        super().__init__()
-        if not std > 0:
-            raise ValueError(f"std must be positive; got {std}")
-        self.energy, self.std = energy, std
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.energy(x) + x.flatten(1).square().sum(1) / (2 * self.std**2)

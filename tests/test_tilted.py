@@ -5,7 +5,8 @@ import math
 import torch
 from torch.distributions import MultivariateNormal
 
-from ebmlib.energies import GaussianEnergy, MLPEnergy
+from ebmlib.energies import GaussianEnergy
+from ebmlib.networks import MLPEnergy
 from ebmlib.partition import quadrature
 from ebmlib.tilted import TiltedEnergy
 

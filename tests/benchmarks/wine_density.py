@@ -44,9 +44,10 @@ from wine_models import (
 
 from ebmlib.datasets import LogStandardize, Split, kfold, mixture, wine_quality
 
+MODULES = ("datasets", "energies", "losses", "networks", "partition", "tilted", "training")
 HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
 INPUTS = [
-    *(f"ebmlib/{name}.py" for name in ("datasets", "energies", "losses", "partition", "tilted", "training")),
+    *(f"ebmlib/{name}.py" for name in MODULES),
     *(f"tests/benchmarks/{name}.py" for name in ("wine_density", "wine_models")),
     "ebmlib/data/winequality-red.csv",
 ]

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout, silu, softplus
 
-from ebmlib.energies import Distribution, Energy, MLPEnergy
+from ebmlib.energies import Distribution, Energy
 from ebmlib.losses import conditional_noise_contrastive, nce_from_logits
+from ebmlib.networks import MLPEnergy
 from ebmlib.partition import LogZ, importance_sampling
 from ebmlib.tilted import TiltedEnergy
 from ebmlib.training import minibatches, train
@@ -298,6 +299,8 @@ class TwoViews(nn.Module):
     """An MLP energy of the coordinates and of the whitened coordinates, side by side; zero at the start.
 
     Whitening magnifies the directions in which the data hardly vary, which the coordinates alone hide.
+    The energy stays within ±4 nats: tilted from its noise, no importance weight can then exceed e⁴/Z, however rare the
+    place where it is drawn.
     """
 
     def __init__(self, x: Tensor, drop: float, whitened: bool):
@@ -310,7 +313,7 @@ class TwoViews(nn.Module):
         self.log_z = nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net(torch.cat([x, (x - self.mean) @ self.whiten], 1))
+        return 4 * torch.tanh(self.net(torch.cat([x, (x - self.mean) @ self.whiten], 1)) / 4)
 
 
 class Fit(NamedTuple):
