@@ -60,7 +60,7 @@ EBM = "EBM (NCE, energy tilted from its noise)"
 NOISE = "its noise: 8 bagged mixtures of 5 Gaussians, tails"
 NETWORKS = f"autoregressive networks, {N_NETWORKS} mixed"
 BLEND = "blend: networks and the EBM, weight by validation"
-PLAIN = {"tilted": False, "whitened": False, "nu": 1, "drop": 0.0, "weight_decay": 0.0, "jitter": 0.0}
+PLAIN = {"tilted": False, "whitened": False, "nu": 1, "drop": 0.0, "weight_decay": 0.0, "jitter": 0.0, "bound": None}
 # Each step changes one thing and keeps what the steps before it changed: name, space, noise, settings.
 LADDER: list[tuple[str, str, str, dict[str, Any]]] = [
     ("raw features, noise N(0, I), nu = 1", "raw", "standard", PLAIN),
@@ -73,13 +73,14 @@ LADDER: list[tuple[str, str, str, dict[str, Any]]] = [
     ("+ dropout .2, weight decay .01", "u", "mixture", {"drop": 0.2, "weight_decay": 0.01}),
     ("+ whitened view", "u", "mixture", {"whitened": True}),
     ("+ jitter .1", "u", "mixture", {"jitter": 0.1}),
+    ("+ bounded to 4 nats", "u", "mixture", {"bound": 4.0}),
 ]
 # Noise from bagged mixtures makes the last step the EBM. From there, one thing at a time:
 VARIANTS: list[tuple[str, str, dict[str, Any]]] = [
     ("EBM, nu = 1", "bagged", {"nu": 1}),
     ("EBM, nu = 20", "bagged", {"nu": 20}),
     ("EBM, no dropout, no weight decay", "bagged", {"drop": 0.0, "weight_decay": 0.0}),
-    ("EBM, not tilted", "bagged", {"tilted": False}),
+    ("EBM, not tilted", "bagged", {"tilted": False, "bound": None}),
     ("EBM, noise: neural spline flow", "flow", {}),
     ("EBM, conditional NCE, width .6", "bagged", {"conditional": 0.6}),
 ]

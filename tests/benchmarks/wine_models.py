@@ -299,11 +299,11 @@ class TwoViews(nn.Module):
     """An MLP energy of the coordinates and of the whitened coordinates, side by side; zero at the start.
 
     Whitening magnifies the directions in which the data hardly vary, which the coordinates alone hide.
-    The energy stays within ±4 nats: tilted from its noise, no importance weight can then exceed e⁴/Z, however rare the
-    place where it is drawn.
+    With a bound, the energy stays within ±bound nats: tilted from its noise, no importance weight can then exceed
+    exp(bound) / Z, however rare the place where it is drawn.
     """
 
-    def __init__(self, x: Tensor, drop: float, whitened: bool):
+    def __init__(self, x: Tensor, drop: float, whitened: bool, bound: float | None):
         super().__init__()
         values, vectors = torch.linalg.eigh(torch.cov(x.T.double()))
         self.register_buffer("mean", x.mean(0))
@@ -311,9 +311,11 @@ class TwoViews(nn.Module):
         n_inputs = DIM + self.whiten.shape[1]
         self.net = MLPEnergy(n_inputs, (128, 128), partial(SharedDropout, drop), zero_last=True)
         self.log_z = nn.Parameter(torch.zeros(()))
+        self.bound = bound
 
     def forward(self, x: Tensor) -> Tensor:
-        return 4 * torch.tanh(self.net(torch.cat([x, (x - self.mean) @ self.whiten], 1)) / 4)
+        energy = self.net(torch.cat([x, (x - self.mean) @ self.whiten], 1))
+        return self.bound * torch.tanh(energy / self.bound) if self.bound else energy
 
 
 class Fit(NamedTuple):
@@ -360,6 +362,7 @@ def fit_energy(
     drop: float = 0.2,
     weight_decay: float = 0.01,
     jitter: float = 0.1,
+    bound: float | None = 4.0,
     conditional: float | None = None,
 ) -> Fit:
     """Train E(x) = net(x) - log q(x), or net(x) alone, by NCE against q, stopped on the validation part.
@@ -367,11 +370,12 @@ def fit_energy(
     Args:
         proposal: for importance sampling; the noise itself if None.
         adapt: for the last importance sampling, move the noise (a `FullMixture`) towards the trained energy.
+        bound: nats within which the network stays; for a tilted energy alone, since a plain one then has no Z.
         conditional: width of the kernel of conditional NCE, which then takes the place of NCE.
     """
     start = time.process_time()
     torch.manual_seed(seed)
-    net = TwoViews(x_train, drop, whitened)
+    net = TwoViews(x_train, drop, whitened, bound)
     energy = TiltedEnergy(noise, net) if tilted else net
     proposal = proposal or noise
 
