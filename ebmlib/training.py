@@ -1,18 +1,32 @@
-"""A training loop that one can read, and that stops with a clear error when it diverges."""
+"""A training loop that one can read, that stops with a clear error when it diverges, and that can resume."""
 
-from collections.abc import Callable, Iterable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 
+class Stateful(Protocol):
+    """What a checkpoint can hold: modules, optimizers, schedulers, `minibatches`, a `ReplayBuffer`."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> Any: ...
+
+
 class Divergence(RuntimeError):
     """Training has diverged: the message names the step, the loss and the norm of the gradient."""
 
 
-def minibatches(x: Tensor, batch_size: int, generator: torch.Generator | None = None) -> Iterator[Tensor]:
-    """Yield batches of rows for ever, reshuffled at each pass; an incomplete last batch is dropped.
+class minibatches:  # an iterator, in lower case as `range` and `zip` are
+    """Batches of rows for ever, reshuffled at each pass; an incomplete last batch is dropped.
+
+    Its `state_dict` holds the place within the pass, so that a run can resume in its middle; the state of the
+    generator is saved beside it (`save_checkpoint`).
 
     Args:
         x: data, shape `(n, ...)`.
@@ -22,16 +36,30 @@ def minibatches(x: Tensor, batch_size: int, generator: torch.Generator | None = 
     Raises:
         ValueError: if `batch_size` is not between 1 and n.
     """
-    if not 1 <= batch_size <= len(x):
-        raise ValueError(f"batch_size must be between 1 and {len(x)}, the number of rows; got {batch_size}")
 
-    def endless() -> Iterator[Tensor]:
-        while True:
-            order = torch.randperm(len(x), generator=generator).to(x.device)
-            for start in range(0, len(x) - batch_size + 1, batch_size):
-                yield x[order[start : start + batch_size]]
+    def __init__(self, x: Tensor, batch_size: int, generator: torch.Generator | None = None):
+        if not 1 <= batch_size <= len(x):
+            raise ValueError(f"batch_size must be between 1 and {len(x)}, the number of rows; got {batch_size}")
+        self.x, self.batch_size, self.generator = x, batch_size, generator
+        self.order, self.start = torch.empty(0, dtype=torch.long), 0
 
-    return endless()
+    def __iter__(self) -> Iterator[Tensor]:
+        return self
+
+    def __next__(self) -> Tensor:
+        if self.start + self.batch_size > len(self.order):
+            self.order, self.start = torch.randperm(len(self.x), generator=self.generator), 0
+        rows = self.order[self.start : self.start + self.batch_size]
+        self.start += self.batch_size
+        return self.x[rows.to(self.x.device)]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"order": self.order, "start": self.start}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if len(state["order"]) not in (0, len(self.x)):
+            raise ValueError(f"the state is of {len(state['order'])} rows, the data have {len(self.x)}")
+        self.order, self.start = state["order"], state["start"]
 
 
 def train(
@@ -83,3 +111,43 @@ def train(
         if callback is not None and callback(step, losses[-1]):
             break
     return losses
+
+
+def save_checkpoint(path: str | os.PathLike, parts: Mapping[str, Stateful | torch.Generator]) -> None:
+    """Save the state of each part, and of torch's global generators, in one file: what bit-equal resuming needs.
+
+    Args:
+        path: file to write; an older one is replaced only once the new one is whole.
+        parts: by name, whatever has a `state_dict` (model, optimizer, scheduler, buffer, batches), and generators.
+    """
+    states = {
+        name: part.get_state() if isinstance(part, torch.Generator) else part.state_dict()
+        for name, part in parts.items()
+    }
+    random = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
+    aside = Path(f"{os.fspath(path)}.part")
+    torch.save({"parts": states, "random": random}, aside)
+    aside.replace(path)
+
+
+def load_checkpoint(path: str | os.PathLike, parts: Mapping[str, Stateful | torch.Generator]) -> None:
+    """Put each part, and torch's global generators, back into the state that `save_checkpoint` saved.
+
+    Args:
+        path: file that `save_checkpoint` wrote. It is read as weights only: no code in it is run.
+        parts: the same names, with parts built as they were then.
+
+    Raises:
+        ValueError: if the names differ from those in the file.
+    """
+    saved = torch.load(path, map_location="cpu", weights_only=True)
+    if saved["parts"].keys() != parts.keys():
+        raise ValueError(f"the checkpoint holds {sorted(saved['parts'])}, not {sorted(parts)}")
+    for name, part in parts.items():
+        if isinstance(part, torch.Generator):
+            part.set_state(saved["parts"][name])
+        else:
+            part.load_state_dict(saved["parts"][name])
+    torch.set_rng_state(saved["random"]["cpu"])
+    if len(saved["random"]["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(saved["random"]["cuda"])
