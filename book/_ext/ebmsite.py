@@ -1,4 +1,4 @@
-"""What the theme does not do: MathJax beside the pages, few bytes, numbers by chapter, figures that follow the theme."""
+"""What the theme does not do: MathJax at hand, few bytes, numbers by chapter, figures that follow the theme."""
 
 import importlib.util
 import re
@@ -70,12 +70,25 @@ def slim_figure(svg: str) -> str:
     )
 
 
+def mend(page: str) -> str:
+    """Mend what keeps readers with a screen reader from a page of the theme."""
+    page = page.replace(
+        '<div id="pst-primary-sidebar"', '<div id="pst-primary-sidebar" role="complementary" aria-label="Book"'
+    )
+    page = page.replace(' role="doc-biblioentry"', "").replace(
+        '<div role="list" class="citation-list"', '<div class="citation-list"'
+    )
+    return re.sub(r"<th[^>]*>\s*(?:<p>\s*</p>)?\s*</th>", "<td></td>", page)  # a header without a word heads nothing
+
+
 def finish(app: Sphinx, error: Exception | None) -> None:
     if error or app.builder.format != "html":
         return
     out = Path(app.outdir)
     copy_mathjax(out / "_static" / "mathjax")
     slim_icons(out)
+    for page in out.rglob("*.html"):
+        page.write_text(mend(page.read_text("utf-8")), "utf-8")
     for figure in (out / "_images").glob("*.svg"):
         figure.write_text(follow_theme(slim_figure(figure.read_text("utf-8"))), "utf-8")
 

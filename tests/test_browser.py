@@ -1,0 +1,292 @@
+"""Every page of build/html in a real browser, in both themes, at a desk and on a phone, with every other host cut off.
+
+It drives Debian's Chromium (`apt install chromium`) through playwright, which downloads no browser here.
+"""
+
+import gzip
+import io
+import shutil
+import threading
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from random import Random
+from typing import NamedTuple
+from urllib.parse import unquote, urlsplit
+
+import matplotlib.image
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import sync_playwright
+
+SITE = Path(__file__).resolve().parents[1] / "build" / "html"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = [
+    *"--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking".split(),
+    *"--disable-component-update --disable-sync".split(),
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+]
+WIDTHS = [1280, 390]
+FIRST_KIB, NEXT_KIB = 900, 300
+
+# Formulas that MathJax left alone, could not parse, or met an unknown macro in.
+UNRENDERED = r"""() => [...document.querySelectorAll('.math')].filter(node => {
+    const mathml = node.querySelector('mjx-assistive-mml');
+    return !mathml || node.querySelector('mjx-merror') || /\\[a-z]/i.test(mathml.textContent);
+}).map(node => node.textContent.trim())"""
+# What scrolls sideways, and cannot be reached by the keyboard to do so.
+UNREACHABLE = """() => [...document.querySelectorAll('main *')].filter(node =>
+    node.scrollWidth > node.clientWidth + 1 && node.tabIndex < 0 && !node.closest('mjx-container')
+    && ['auto', 'scroll'].includes(getComputedStyle(node).overflowX)
+    && node.checkVisibility()).map(node => node.outerHTML.slice(0, 80))"""
+# Code and formulas are nine tenths of a page's nodes: of each kind of token one stays for axe, of a formula its MathML.
+THIN = """() => {
+    const seen = new Set();
+    for (const token of document.querySelectorAll('.highlight span')) {
+        if (seen.has(token.className)) token.replaceWith(token.textContent);
+        seen.add(token.className);
+    }
+    for (const drawn of document.querySelectorAll('mjx-math')) drawn.replaceChildren();
+}"""
+# Rules whose answer depends on the theme; the others are asked once for each width.
+COLOURS = ["color-contrast", "link-in-text-block"]
+
+
+class Visit(NamedTuple):
+    problems: list[str]
+    files: set[str]
+
+
+@contextmanager
+def served(folder):
+    """Yield the address of a folder on this machine."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        pytest.skip("no Chromium: apt install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The address of the built site, served from a folder of a host as most hosts do."""
+    if not SITE.is_dir():
+        pytest.skip("no site: make book")
+    host = tmp_path_factory.mktemp("host")
+    (host / "some").mkdir()
+    (host / "some" / "book").symlink_to(SITE)
+    with served(host) as address:
+        yield f"{address}/some/book"
+
+
+@contextmanager
+def a_page(browser, width, **options):
+    context = browser.new_context(viewport={"width": width, "height": 800}, reduced_motion="reduce", **options)
+    yield context.new_page()
+    context.close()
+
+
+def settle(page):
+    """Wait until MathJax, if the page has it, has set its formulas."""
+    page.wait_for_load_state("load")
+    page.evaluate("window.MathJax?.startup?.promise")
+
+
+def visit(page, address, themes=("light", "dark")):
+    """Open a page and return what is wrong with it, and the files it loaded."""
+    problems, files = [], set()
+    own = urlsplit(address)[:2]
+
+    def on_request(request):
+        if urlsplit(request.url)[:2] == own:
+            files.add(request.url)
+        elif urlsplit(request.url).scheme not in ("data", "blob"):
+            problems.append(f"a request to another host: {request.url}")
+
+    listeners = {
+        "request": on_request,
+        "requestfailed": lambda request: problems.append(f"failed: {request.url} {request.failure}"),
+        "response": lambda response: response.status >= 400 and problems.append(f"{response.status}: {response.url}"),
+        "console": lambda message: message.type == "error" and problems.append(f"console: {message.text}"),
+        "pageerror": lambda error: problems.append(f"script: {error}"),
+    }
+    for event, listener in listeners.items():
+        page.on(event, listener)
+    page.goto(address)
+    settle(page)
+    over = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+    problems += [f"the page scrolls sideways by {over} px"] if over > 0 else []
+    problems += [f"not rendered: {formula}" for formula in page.evaluate(UNRENDERED)]
+    problems += [f"scrolls, but not by keyboard: {node}" for node in page.evaluate(UNREACHABLE)]
+    page.evaluate(THIN)
+    for theme in themes:
+        page.evaluate("theme => document.documentElement.dataset.theme = theme", theme)
+        options = {"resultTypes": ["violations"], "preload": False}
+        if theme != themes[0]:
+            options["runOnly"] = COLOURS
+        for violation in Axe().run(page, options=options).response["violations"]:
+            nodes = [f"{node['html'][:120]} {node['failureSummary']}" for node in violation["nodes"]]
+            problems.append(f"{theme}, axe {violation['id']} ({len(nodes)}): {' '.join(nodes[0].split())}")
+    for event, listener in listeners.items():
+        page.remove_listener(event, listener)
+    return Visit([f"{address.rpartition('/book/')[2]}: {problem}" for problem in problems], files)
+
+
+def kib(addresses, folder):
+    """Return what files weigh on the way to the reader, in KiB: as a host sends them, compressed where that helps."""
+    paths = {folder / unquote(urlsplit(address).path).lstrip("/") for address in addresses}
+    return sum(min(len(data), len(gzip.compress(data, 6))) for data in (path.read_bytes() for path in paths)) / 1024
+
+
+def weights(chapters, folder):
+    """Return for each chapter its weight on a first visit, and after the chapter that shares the least with it."""
+    return {
+        name: (kib(files, folder), max(kib(files - other, folder) for other in chapters.values() if other != files))
+        for name, files in chapters.items()
+    }
+
+
+def overweight(weighed):
+    return [name for name, (first, then) in weighed.items() if first > FIRST_KIB or then > NEXT_KIB]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_every_page_is_sound(browser, site, width, capsys):
+    problems, chapters = [], {}
+    names = sorted(path.relative_to(SITE).as_posix() for path in SITE.rglob("*.html"))
+    with a_page(browser, width) as page:
+        for name in names:
+            if not name.startswith("_static/") and name != "index.html":  # the root leads to the front page at once
+                found = visit(page, f"{site}/{name}")
+                problems += found.problems
+                if name.startswith("notebooks/"):
+                    chapters[name] = found.files
+    weighed = weights({name: {f.replace(f"{site}/", "http://x/") for f in fs} for name, fs in chapters.items()}, SITE)
+    with capsys.disabled():
+        print(f"\n{len(names)} pages at {width} px, gzip:")
+        for name, (first, then) in weighed.items():
+            print(f"  {name}: first visit {first:.0f} KiB (at most {FIRST_KIB}), next {then:.0f} ({NEXT_KIB})")
+    assert not problems, "\n".join(problems)
+    assert not overweight(weighed)
+    assert chapters
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_menu_and_search_lead_to_a_chapter(browser, site, width):
+    with a_page(browser, width) as page:
+        page.goto(f"{site}/index.html")
+        page.wait_for_url("**/book/index.html")
+        link = page.locator("nav.bd-docs-nav:visible a", has_text="Partition functions")
+        if width < 992:
+            assert not link.is_visible()
+            page.locator("button.primary-toggle:visible").click()
+        link.click()
+        page.wait_for_url("**/02_partition_functions.html")
+        settle(page)
+        page.keyboard.press("Control+k")
+        page.locator("#pst-search-dialog input").fill("quadrature")
+        page.keyboard.press("Enter")
+        page.locator("#search-results li a").first.wait_for()
+        assert page.locator("#search-results li a", has_text="Partition functions").count()
+
+
+def test_the_keyboard_starts_at_a_visible_skip_link(browser, site):
+    with a_page(browser, 390) as page:
+        page.goto(f"{site}/book/notation.html")
+        page.keyboard.press("Tab")
+        focused = page.locator(":focus")
+        assert focused.text_content() == "Skip to main content"
+        assert focused.bounding_box()["y"] >= 0
+        page.keyboard.press("Enter")
+        assert page.url.endswith("#main-content")
+
+
+def test_figures_follow_the_switch_of_the_theme_against_the_system(browser, site):
+    """The background of a figure is white or nearly black, whatever the system prefers."""
+    for system, chosen in [("light", "dark"), ("dark", "light")]:
+        with a_page(browser, 1280, color_scheme=system) as page:
+            page.goto(f"{site}/notebooks/02_partition_functions.html")
+            for _ in range(3):  # the switch has three positions
+                if page.evaluate("document.documentElement.dataset.mode") != chosen:
+                    page.locator("button.theme-switch-button:visible").click()
+            shot = page.locator("figure img").first.screenshot()
+            corner = matplotlib.image.imread(io.BytesIO(shot))[3, 3, :3].mean()
+            assert corner < 0.15 if chosen == "dark" else corner > 0.95
+
+
+def test_it_opens_from_disk(browser):
+    if not SITE.is_dir():
+        pytest.skip("no site: make book")
+    with a_page(browser, 1280) as page:
+        for name in ["book/index.html", "notebooks/02_partition_functions.html", "search.html"]:
+            found = visit(page, (SITE / name).as_uri(), themes=())
+            assert not found.problems
+            assert found.files
+
+
+SOUND = (
+    '<!doctype html><html lang="en"><title>x</title><link rel="icon" href="data:,">'
+    '<meta name="viewport" content="width=device-width"><main><h1>x</h1>'
+)
+BROKEN = [
+    ("another host", '<img alt="a" src="https://cdn.example/a.png">'),
+    ("failed", '<img alt="a" src="http://127.0.0.1:9/a.png">'),
+    ("404", '<img alt="a" src="missing.png">'),
+    ("console", "<script>console.error('lost')</script>"),
+    ("script", "<script>lost()</script>"),
+    ("not rendered", '<span class="math">\\(x\\)</span>'),
+    ("sideways", '<p style="width: 2000px">x</p>'),
+    ("keyboard", '<div style="overflow-x: auto"><p style="width: 2000px">x</p></div>'),
+    ("light, axe image-alt", '<img src="a.svg">'),
+    ("dark, axe color-contrast", "<style>html[data-theme=dark] p {color: #eee}</style><p>x</p>"),
+    ("light, axe color-contrast", '<div class="highlight"><pre>a <span style="color: #eee">b</span></pre></div>'),
+]
+
+
+@pytest.fixture(scope="module")
+def one_page(browser, tmp_path_factory):
+    """Return what is wrong with a page that has nothing but the given text."""
+    folder = tmp_path_factory.mktemp("one")
+    (folder / "a.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"></svg>')
+    with served(folder) as address, a_page(browser, 390) as page:
+
+        def check(text):
+            (folder / "page.html").write_text(SOUND + text + "</main></html>")
+            return visit(page, f"{address}/page.html").problems
+
+        yield check
+
+
+def test_a_sound_page_passes(one_page):
+    assert one_page("<p>x</p>") == []
+
+
+@pytest.mark.parametrize(("problem", "text"), BROKEN)
+def test_a_broken_page_fails(one_page, problem, text):
+    found = one_page(text)
+    assert any(problem in line for line in found), found
+
+
+def test_a_heavy_page_is_named(tmp_path):
+    for name, size in [("shared", 700), ("light", 150), ("heavy", 350)]:
+        (tmp_path / name).write_bytes(Random(0).randbytes(size * 1024))
+    pages = {"light": {"http://x/shared", "http://x/light"}, "heavy": {"http://x/shared", "http://x/heavy"}}
+    weighed = weights(pages, tmp_path)
+    assert weighed["light"] == pytest.approx((850, 150))
+    assert weighed["heavy"] == pytest.approx((1050, 350))
+    assert overweight(weighed) == ["heavy"]
