@@ -63,10 +63,15 @@ def served(folder):
     """Yield the address of a folder on this machine."""
 
     class Quiet(SimpleHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"  # connections are kept, as every host does
+
         def log_message(self, *args):
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as server:
+    class Host(ThreadingHTTPServer):
+        request_queue_size = 64  # a page asks for forty files at once
+
+    with Host(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
@@ -97,6 +102,7 @@ def site(tmp_path_factory):
 @contextmanager
 def a_page(browser, width, **options):
     context = browser.new_context(viewport={"width": width, "height": 800}, reduced_motion="reduce", **options)
+    context.set_default_timeout(120_000)  # a busy machine is slow
     yield context.new_page()
     context.close()
 

@@ -1,12 +1,17 @@
 """Each check of check_site.py passes a sound page and fails one that is broken for the purpose."""
 
 import io
+import shutil
 import xml.etree.ElementTree as ET
+from pathlib import Path
+from types import SimpleNamespace
 
 import check_site
 import ebmsite
 import matplotlib
+import pydata_sphinx_theme
 import pytest
+from fontTools.ttLib import TTFont
 from matplotlib.figure import Figure
 
 from ebmlib.plotting import INK, PAPER, use_style
@@ -110,6 +115,38 @@ def test_figures_take_ink_and_paper_from_the_theme():
     assert "fill: var(--paper)" in themed
     assert INK not in themed.replace(ebmsite.STYLE, "")
     assert PAPER not in themed
+
+
+def test_paths_are_rounded_to_hundredths_and_nothing_else():
+    svg = '<svg width="1.23456pt"><path d="M 12.345678 -0.001 L 7.999999 3 L 0.5 1.25" stroke-width="0.1234"/></svg>'
+    slim = ebmsite.slim_figure(svg)
+    assert slim == svg.replace("12.345678 -0.001 L 7.999999", "12.35 -0 L 8")
+
+
+def test_pages_are_mended_for_screen_readers():
+    page = '<table><tr><th class="head"><p></p></th><th>nats</th></tr></table><div role="list" class="citation-list">'
+    assert ebmsite.mend(page) == '<table><tr><td></td><th>nats</th></tr></table><div class="citation-list">'
+    assert 'role="complementary"' in ebmsite.mend('<div id="pst-primary-sidebar" class="bd-sidebar">')
+
+
+def test_figures_are_numbered_within_the_chapter_of_their_file():
+    env = SimpleNamespace(all_docs=["book/index", "notebooks/07_persistent_chains"], toc_secnumbers={"book/index": {}})
+    seen = ebmsite.by_chapter(lambda collector, env: [env.toc_secnumbers])(None, env)
+    assert seen == [{"notebooks/07_persistent_chains": {"": (7,)}}]
+    assert env.toc_secnumbers == {"book/index": {}}
+
+
+def test_icons_keep_what_is_named_alone(tmp_path):
+    theme = Path(pydata_sphinx_theme.__file__).parent / "theme/pydata_sphinx_theme/static"
+    shutil.copytree(theme, tmp_path / "_static")
+    (tmp_path / "index.html").write_text('<i class="fa-solid fa-rocket"></i>')
+    ebmsite.slim_icons(tmp_path)
+    fonts = tmp_path / "_static/vendor/fontawesome/webfonts"
+    icons = TTFont(fonts / "fa-solid-900.ttf").getBestCmap()
+    assert 0xF135 in icons  # rocket
+    assert 0xF0F3 not in icons  # bell
+    assert sum(font.stat().st_size for font in fonts.iterdir()) < 20_000
+    assert "Font Awesome" not in str(TTFont(fonts / "fa-solid-900.ttf")["name"].getDebugName(1))
 
 
 def test_a_drawing_by_hand_is_left_alone():
