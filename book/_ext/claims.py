@@ -101,12 +101,14 @@ def give_anchors(app: Sphinx, doctree: nodes.document) -> None:
 
 def count(app: Sphinx, config: Config) -> None:
     """Hand the pages what was counted and timed."""
-    notebooks = read_notebooks(Path(app.srcdir))
-    counted = {
-        "n_claims": sum(len(read_claims(notebook)) for notebook in notebooks.values()),
-        "seconds": {name: f"{running_time(notebook):.0f} s" for name, notebook in notebooks.items()},
-    }
-    config.myst_substitutions = {**config.myst_substitutions, **counted}
+    n_claims, seconds = 0, {}
+    for name, notebook in read_notebooks(Path(app.srcdir)).items():
+        try:
+            n_claims += len(read_claims(notebook))
+            seconds[name] = f"{running_time(notebook):.0f} s"
+        except ExtensionError as error:
+            raise ExtensionError(f"{name}: {error}") from None
+    config.myst_substitutions = {**config.myst_substitutions, "n_claims": n_claims, "seconds": seconds}
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

@@ -46,7 +46,9 @@ def fit(n_steps: int = 500) -> Fit:
     def energy(x: Tensor) -> Tensor:
         return network(4 * x)  # a network of this size learns wide shapes faster than narrow ones
 
-    train(lambda x: noise_contrastive(energy, constant, x, noise.sample((1024,)), noise), adam, batches, n_steps, cosine)
+    train(
+        lambda x: noise_contrastive(energy, constant, x, noise.sample((1024,)), noise), adam, batches, n_steps, cosine
+    )
     log_z = quadrature(energy, [-5.0, -5.0], [5.0, 5.0], n_points=200).value
     fresh = data.sample((20_000,))
     with torch.no_grad():
