@@ -6,7 +6,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help book test executed address clean
+.PHONY: help book test serve links executed address clean
 
 # One thread: the networks are small, and bit-for-bit results need it. Silent bars: stray stderr fails the build.
 export OMP_NUM_THREADS := 1
@@ -15,6 +15,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
 bin := .venv/bin
+PORT ?= 8000
+watched := book notebooks ebmlib tests/benchmarks _config.yml _toc.yml pyproject.toml requirements.txt
 notebooks := $(wildcard notebooks/*.ipynb)
 copies := $(notebooks:notebooks/%=build/executed/%)
 code := $(wildcard ebmlib/*.py ebmlib/data/* tests/benchmarks/*.py tests/benchmarks/results/*)
@@ -37,6 +39,19 @@ test: book  ## Lint, types, static checks of the site, unit tests and claims
 	$(bin)/mypy --no-error-summary
 	$(bin)/python tests/check_site.py build/html
 	$(bin)/pytest -n 2
+
+# Waits for a file that is newer than the last build's start; a build that fails says so and waits for the next change.
+serve: book  ## Serve the site on localhost, PORT 8000, and rebuild it on every change
+	@$(bin)/python -m http.server -b 127.0.0.1 -d build/html $(PORT) > build/serve.log 2>&1 & \
+	trap "kill $$! 2> /dev/null || true" EXIT; sleep 1; kill -0 $$! 2> /dev/null || { cat build/serve.log >&2; exit 1; }; \
+	echo "http://localhost:$(PORT)/  (rebuilds on every change; Ctrl-C ends it)"; \
+	while touch build/.started; do \
+	  $(MAKE) --no-print-directory book || echo "The build failed; waiting for a change." >&2; \
+	  until test -n "$$(find $(watched) -type f -not -name "*.pyc" -newer build/.started -print -quit)"; do sleep 1; done; \
+	done
+
+links: book  ## Check the links to other hosts (needs a network)
+	PYTHONPATH=book/_ext $(bin)/sphinx-build -q -b linkcheck -d build/doctrees-links -D nb_execution_mode=off build/src build/links
 
 .venv/.done: requirements.txt pyproject.toml
 	test -x $(bin)/pip || $(PYTHON) -m venv .venv

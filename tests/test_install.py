@@ -68,15 +68,15 @@ def clone(tmp_path):
 
 def install(python, clone, cell):
     """Run a cell as IPython does; git takes the clone for the published repository, and there is no package index."""
-    config = python.parent / "pip.conf"
-    config.write_text("[global]\nno-index = true\nno-build-isolation = false\ndisable-pip-version-check = true\n")
     settings = {
-        "PIP_CONFIG_FILE": str(config),
+        "PIP_NO_INDEX": "1",
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
         "IPYTHONDIR": str(python.parent),
         "GIT_CONFIG_COUNT": "1",
         "GIT_CONFIG_KEY_0": f"url.file://{clone}.insteadOf",
         "GIT_CONFIG_VALUE_0": repository(),
     }
+    cell = cell.replace("%pip install", "%pip install --no-build-isolation")  # setuptools, too, would be fetched
     return run(str(python), "-m", "IPython", "--no-banner", "--colors=NoColor", "-c", cell, **settings)
 
 

@@ -1,0 +1,118 @@
+"""What no page and no module shows: workflows, templates, the dev container, the citation, one version, one address."""
+
+import json
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from test_notebooks import NOTEBOOKS, repository
+
+import ebmlib
+
+ROOT = Path(__file__).resolve().parents[1]
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+WRITES = {"pages.yml": {"publish": {"pages": "write", "id-token": "write"}}}  # what a job may do beyond reading
+
+
+def problems(name, text):
+    """Yield what is wrong with a workflow: rights, actions that are not pinned, jobs without an end."""
+    workflow = yaml.safe_load(text)
+    if workflow.get("permissions") != {"contents": "read"}:
+        yield "the workflow may do more than read"
+    for action, comment in re.findall(r"uses:\s*(\S+)(.*)", text):
+        if not re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", action) or not re.fullmatch(r" # v\d+\.\d+\.\d+", comment):
+            yield f"{action} is not pinned by commit with its version beside it"
+    for job_name, job in workflow["jobs"].items():
+        if job.get("permissions") != WRITES.get(name, {}).get(job_name):
+            yield f"job {job_name} has rights that it does not need, or lacks some"
+        if "timeout-minutes" not in job:
+            yield f"job {job_name} may run for hours"
+        for step in job["steps"]:
+            if "checkout@" in step.get("uses", "") and step.get("with", {}).get("persist-credentials") is not False:
+                yield f"job {job_name} keeps the credentials of its checkout"
+            if re.search(r"\$\{\{\s*github\.(event|head_ref)", step.get("run", "")):
+                yield f"job {job_name} runs text that a stranger wrote"
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_workflows_are_pinned_and_may_only_read(path):
+    assert list(problems(path.name, path.read_text("utf-8"))) == []
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "message"),
+    [
+        ("  contents: read\n", "  contents: write\n", "more than read"),
+        ("checkout@08c6903cd8c0fde910a37f88322edcfb5dd907a8 # v5.0.0", "checkout@v5", "not pinned"),
+        ("    timeout-minutes: 60\n", "", "for hours"),
+        ("    timeout-minutes: 60\n", "    timeout-minutes: 60\n    permissions:\n      pages: write\n", "rights"),
+        ("persist-credentials: false", "persist-credentials: true", "keeps the credentials"),
+        ("run: .ci/run", "run: echo ${{ github.event.pull_request.title }}", "a stranger wrote"),
+    ],
+)
+def test_a_broken_workflow_is_found(good, bad, message):
+    text = (ROOT / ".github" / "workflows" / "ci.yml").read_text("utf-8")
+    assert good in text
+    assert any(message in problem for problem in problems("ci.yml", text.replace(good, bad)))
+
+
+def test_the_site_is_published_after_its_tests():
+    publish = yaml.safe_load((ROOT / ".github" / "workflows" / "pages.yml").read_text("utf-8"))["jobs"]
+    assert publish["publish"]["needs"] == "build"
+    steps = [step.get("run") or step.get("uses", "").partition("@")[0] for step in publish["build"]["steps"]]
+    assert steps.index(".ci/run") < steps.index("actions/upload-pages-artifact")
+
+
+def test_the_weekly_link_check_never_blocks():
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "weekly.yml").read_text("utf-8"))["jobs"]
+    assert jobs["links"]["continue-on-error"] is True
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml")), ids=lambda p: p.stem)
+def test_issue_templates_are_complete(path):
+    template = yaml.safe_load(path.read_text("utf-8"))
+    if path.stem != "config":
+        assert template["name"] and template["description"]
+        assert all(
+            field["type"] in ("input", "textarea") and field["attributes"]["label"] for field in template["body"]
+        )
+        assert len({field["id"] for field in template["body"]}) == len(template["body"])
+
+
+def test_the_dev_container_has_one_fixed_image():
+    container = json.loads((ROOT / ".devcontainer" / "devcontainer.json").read_text("utf-8"))
+    assert re.fullmatch(r"mcr\.microsoft\.com/devcontainers/python:\d+-3\.11-\w+", container["image"])
+    assert "make .venv/.done" in container["postCreateCommand"]
+
+
+def test_version_and_address_are_the_same_everywhere():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    config = yaml.safe_load((ROOT / "_config.yml").read_text("utf-8"))
+    assert project["version"] == ebmlib.__version__ == citation["version"]
+    assert repository() == citation["repository-code"] == config["repository"]["url"]
+    assert config["repository"]["branch"] == "main"
+
+
+def test_the_citation_has_what_the_format_requires():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    assert citation["cff-version"] == "1.2.0"
+    assert citation["title"] == yaml.safe_load((ROOT / "_config.yml").read_text("utf-8"))["title"]
+    assert citation["message"] and citation["type"] in ("software", "dataset")
+    assert all(author.get("name") or author.get("family-names") for author in citation["authors"])
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_readme_opens_each_notebook_on_colab(path):
+    slug = repository().removeprefix("https://github.com/")
+    address = f"https://colab.research.google.com/github/{slug}/blob/main/notebooks/{path.name}"
+    assert address in (ROOT / "README.md").read_text("utf-8")
+
+
+def test_make_help_shows_each_target_that_has_no_file():
+    text = (ROOT / "Makefile").read_text("utf-8")
+    named = set(re.search(r"^\.PHONY: (.*)$", text, re.MULTILINE).group(1).split())
+    shown = set(re.findall(r"^([a-z]+):.*## ", text, re.MULTILINE))
+    assert named - {"executed"} == shown
