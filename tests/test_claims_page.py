@@ -52,10 +52,11 @@ def test_a_claim_is_read_with_all_its_lines_over_split_streams():
     ]
 
 
-@pytest.mark.parametrize(("text", "shown"), [("log Z is 1.", "log Z is 1."), ("z is 1.", "z is 1.")])
-def test_a_symbol_at_the_start_of_a_claim_keeps_its_case(text, shown):
-    notebook = notebook_of(check_cell(["1 (tolerance 0)"], first=f"# Claim: {text}"))
-    assert claims.read_claims(notebook)[0].text == shown
+@pytest.mark.parametrize("text", ["log Z is 1.", "z is 1.", "A sum is 1.", "With a sum, log Z is 1."])
+def test_a_claim_is_a_sentence_whose_symbols_keep_their_case(text):
+    words = text if text.startswith(("log", "z")) else text[0].lower() + text[1:]
+    notebook = notebook_of(check_cell(["1 (tolerance 0)"], first=f"# Claim: {words}"))
+    assert claims.read_claims(notebook)[0].text == text
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def read_claims(notebook: NotebookNode) -> list[Claim]:
         printed = [line.strip() for line in "".join(streams).splitlines() if line.strip()]
         if not any(MEASURED.search(line) for line in printed):
             raise ExtensionError(f"check cell {cell.id} prints no measured number with its tolerance in parentheses")
-        sentence = re.sub(r"^(?!log\b)[a-z](?=[a-z])", lambda letter: letter[0].upper(), text.strip())
+        sentence = re.sub(r"^(?:a\b|(?!log\b)[a-z](?=[a-z]))", lambda letter: letter[0].upper(), text.strip())
         claims.append(Claim(sentence, printed, cell.id))
     return claims
 
