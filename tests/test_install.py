@@ -1,6 +1,7 @@
 """The install cell of a notebook, run where torch and numpy are there already and ebmlib is not."""
 
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -76,7 +77,8 @@ def install(python, clone, cell):
         "GIT_CONFIG_KEY_0": f"url.file://{clone}.insteadOf",
         "GIT_CONFIG_VALUE_0": repository(),
     }
-    cell = cell.replace("%pip install", "%pip install --no-build-isolation")  # setuptools, too, would be fetched
+    # Only two things differ from the notebook: setuptools and zuko, in whatever version, are taken as they are here.
+    cell = re.sub(r" zuko==\S+", " zuko", cell.replace("%pip install", "%pip install --no-build-isolation"))
     return run(str(python), "-m", "IPython", "--no-banner", "--colors=NoColor", "-c", cell, **settings)
 
 

@@ -109,7 +109,7 @@ def make(app: Sphinx, config: Config) -> None:
     """Draw the panels beside the front page and hand it what was measured."""
     model = fit()
     panels(Path(app.srcdir) / "book", model)
-    measured = {"kl": f"{model.divergence:.3f}", "log_z_error": f"{abs(model.log_z_error):.3f}"}
+    measured = {"kl": f"{model.divergence:.2f}", "log_z_error": f"{abs(model.log_z_error):.3f}"}
     config.myst_substitutions = {**config.myst_substitutions, **measured}
 
 
