@@ -10,6 +10,7 @@ import threading
 from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
@@ -40,14 +41,15 @@ UNREACHABLE = """() => [...document.querySelectorAll('main *')].filter(node =>
     node.scrollWidth > node.clientWidth + 1 && node.tabIndex < 0 && !node.closest('mjx-container')
     && ['auto', 'scroll'].includes(getComputedStyle(node).overflowX)
     && node.checkVisibility()).map(node => node.outerHTML.slice(0, 80))"""
-# Code and formulas are nine tenths of a page's nodes: of each kind of token one stays for axe, of a formula its MathML.
+# Code and formulas are nine tenths of a page's nodes: axe gets one token of each kind, and formulas as read aloud.
 THIN = """() => {
     const seen = new Set();
-    for (const token of document.querySelectorAll('.highlight span')) {
+    for (const token of document.querySelectorAll('.highlight span[class]')) {
         if (seen.has(token.className)) token.replaceWith(token.textContent);
         seen.add(token.className);
     }
-    for (const drawn of document.querySelectorAll('mjx-math')) drawn.replaceChildren();
+    for (const formula of document.querySelectorAll('mjx-container'))
+        formula.replaceChildren(formula.querySelector('math').textContent);
 }"""
 # Rules whose answer depends on the theme; the others are asked once for each width.
 COLOURS = ["color-contrast", "link-in-text-block"]
@@ -269,11 +271,13 @@ def one_page(browser, tmp_path_factory):
     """Return what is wrong with a page that has nothing but the given text."""
     folder = tmp_path_factory.mktemp("one")
     (folder / "a.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"></svg>')
+    number = count()
     with served(folder) as address, a_page(browser, 390) as page:
 
         def check(text):
-            (folder / "page.html").write_text(SOUND + text + "</main></html>")
-            return visit(page, f"{address}/page.html").problems
+            name = f"{next(number)}.html"  # a new one each time: the browser keeps pages
+            (folder / name).write_text(SOUND + text + "</main></html>")
+            return visit(page, f"{address}/{name}").problems
 
         yield check
 

@@ -6,6 +6,6 @@ const reachable = new ResizeObserver((entries) => {
   }
 });
 addEventListener("DOMContentLoaded", () => {
-  const boxes = "div.math, figure, div.cell_output, .pst-scrollable-table-container, .sig, .indextable";
+  const boxes = "div.math, figure, div.cell_output, .pst-scrollable-table-container";
   for (const box of document.querySelectorAll(boxes)) reachable.observe(box);
 });
