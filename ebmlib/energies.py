@@ -35,12 +35,16 @@ def evaluate(energy: Energy, x: Tensor) -> Tensor:
         ValueError: if the energy returns another shape, or a NaN or infinite value.
     """
     e = energy(x)
-    if e.shape != x.shape[:1]:
-        raise ValueError(f"an energy must return shape {tuple(x.shape[:1])}, one value a row; got {tuple(e.shape)}")
+    _require_one_a_row(e, x)
     if not torch.isfinite(e).all():
         row = int(torch.nonzero(~torch.isfinite(e))[0])
         raise ValueError(f"the energy of row {row} of {len(x)} is {e[row].item()}")
     return e
+
+
+def _require_one_a_row(e: Tensor, x: Tensor) -> None:
+    if e.shape != x.shape[:1]:
+        raise ValueError(f"an energy must return shape {tuple(x.shape[:1])}, one value a row; got {tuple(e.shape)}")
 
 
 def energy_and_grad(energy: Energy, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -51,11 +55,15 @@ def energy_and_grad(energy: Energy, x: Tensor) -> tuple[Tensor, Tensor]:
         x: states, shape `(batch, *event)`; left untouched.
 
     Returns:
-        Energies `(batch,)` and gradients `(batch, *event)`.
+        Energies `(batch,)` and gradients `(batch, *event)`; parameters of the energy collect none.
+
+    Raises:
+        ValueError: if the energy returns another shape.
     """
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         e = energy(x)
+        _require_one_a_row(e, x)
         (grad,) = torch.autograd.grad(e.sum(), x)
     return e.detach(), grad
 

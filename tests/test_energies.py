@@ -118,3 +118,8 @@ def test_bad_parameters_are_named():
         GaussianMixtureEnergy(torch.zeros(3, 2), 1.0, torch.ones(2))
     with pytest.raises(ValueError, match="smallest is -1"):
         GaussianMixtureEnergy(torch.zeros(2, 2), 1.0, torch.tensor([1.0, -1.0]))
+
+
+def test_gradient_of_an_energy_of_the_wrong_shape_is_an_error():
+    with pytest.raises(ValueError, match=r"must return shape \(3,\), one value a row; got \(3, 2\)"):
+        energy_and_grad(lambda x: x, torch.zeros(3, 2))
