@@ -105,3 +105,39 @@ def conditional_noise_contrastive(
     noise = torch.randn(shape, generator=generator, dtype=x_data.dtype, device=x_data.device)
     x_noise = (x_data + std * noise).flatten(0, 1)
     return 2 * softplus(evaluate(energy, x_data).repeat(nu) - evaluate(energy, x_noise)).mean()
+
+
+def contrastive_divergence(energy: Energy, x_data: Tensor, x_model: Tensor) -> Tensor:
+    """Return the loss whose gradient estimates that of -mean log p(x_data), from draws of the model.
+
+        L = mean E(x_data) - mean E(x_model),  ∇L ≈ E_data[∇E] - E_p[∇E]
+
+    The value itself is no likelihood and no sign of progress: only its gradient means something, and that is right as
+    far as x_model are draws from p. They are held fixed: no gradient flows through the chain.
+
+    Args:
+        energy: callable `(batch, *event) -> (batch,)`.
+        x_data: shape `(n_data, *event)`.
+        x_model: last states of chains, shape `(n_model, *event)`; where they start makes it CD or persistent CD.
+
+    Returns:
+        Loss in nats, a scalar.
+
+    Raises:
+        ValueError: if an energy is NaN or infinite, or there is more than one a row.
+
+    Source: Hinton (2002), Neural Computation 14(8).
+    """
+    return evaluate(energy, x_data).mean() - evaluate(energy, x_model.detach()).mean()
+
+
+def energy_penalty(energy: Energy, x_data: Tensor, x_model: Tensor) -> Tensor:
+    """Return mean E(x_data)² + mean E(x_model)²: times a small weight, added to a loss, it keeps energies near zero.
+
+    It settles the free constant of the energy and holds its scale; the price is a bias that grows with the weight.
+
+    Args: as `contrastive_divergence`, with the same errors.
+
+    Source: Du and Mordatch (2019), Advances in Neural Information Processing Systems 32.
+    """
+    return evaluate(energy, x_data).square().mean() + evaluate(energy, x_model.detach()).square().mean()

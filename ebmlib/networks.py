@@ -73,3 +73,32 @@ class Confined(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.energy(x) + x.flatten(1).square().sum(1) / (2 * self.std**2)
+
+
+class ConvEnergy(nn.Module):
+    """Convolutional energy of an image: 3×3 convolutions of stride 2, each with a SiLU, then one linear number.
+
+    Args:
+        shape: of one image, `(n_channels, height, width)`.
+        channels: output channels of each convolution, such as `(32, 64, 64)`; each halves height and width, rounded up.
+
+    Raises:
+        ValueError: if the shape has not three entries, or an entry or a number of channels is below one.
+    """
+
+    def __init__(self, shape: Sequence[int], channels: Sequence[int]):
+        super().__init__()
+        if len(shape) != 3 or min(*shape, *channels) < 1:
+            raise ValueError(f"shape must be (n_channels, height, width), channels at least 1; got {shape}, {channels}")
+        self.shape = tuple(shape)
+        fan_in, height, width = shape
+        layers: list[nn.Module] = []
+        for fan_out in channels:
+            layers += [nn.Conv2d(fan_in, fan_out, 3, stride=2, padding=1), nn.SiLU()]
+            fan_in, height, width = fan_out, (height + 1) // 2, (width + 1) // 2
+        self.net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(fan_in * height * width, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim != 4 or x.shape[1:] != self.shape:
+            raise ValueError(f"x must be (batch, {', '.join(map(str, self.shape))}); got {tuple(x.shape)}")
+        return self.net(x).squeeze(1)

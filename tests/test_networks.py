@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from ebmlib.networks import Confined, MLPEnergy
+from ebmlib.networks import Confined, ConvEnergy, MLPEnergy
 from ebmlib.partition import quadrature
 
 F64 = torch.float64
@@ -39,3 +39,29 @@ def test_confined_is_a_gaussian_when_the_energy_is_flat():
     energy = Confined(lambda x: torch.zeros(len(x), dtype=x.dtype), 2.0)
     low = torch.full((2,), -20.0, dtype=F64)
     assert quadrature(energy, low, -low, 200).value == pytest.approx(math.log(2 * math.pi * 4), abs=1e-10)
+
+
+@given(shape=st.tuples(*[st.integers(1, 9)] * 3), channels=st.lists(st.integers(1, 4), max_size=4))
+def test_conv_shapes(shape, channels):
+    energy = ConvEnergy(shape, channels)
+    assert energy(torch.zeros(3, *shape)).shape == (3,)
+    assert [layer.out_channels for layer in energy.net if isinstance(layer, nn.Conv2d)] == channels
+
+
+def test_conv_is_smooth_and_sees_every_pixel():
+    torch.manual_seed(0)
+    energy = ConvEnergy((1, 28, 28), (8, 8)).double()
+    x = torch.rand(2, 1, 28, 28, dtype=F64, requires_grad=True)
+    (grad,) = torch.autograd.grad(energy(x).sum(), x, create_graph=True)
+    assert (grad != 0).all()
+    (second,) = torch.autograd.grad(grad.square().sum(), x)
+    assert (second != 0).any(), "a gradient that is constant in pieces would have none"
+
+
+def test_conv_errors_are_named():
+    with pytest.raises(ValueError, match=r"got \(28, 28\), \(4,\)"):
+        ConvEnergy((28, 28), (4,))
+    with pytest.raises(ValueError, match=r"got \(1, 8, 8\), \(0,\)"):
+        ConvEnergy((1, 8, 8), (0,))
+    with pytest.raises(ValueError, match=r"\(batch, 1, 8, 8\); got \(5, 8, 8\)"):
+        ConvEnergy((1, 8, 8), (4,))(torch.zeros(5, 8, 8))
