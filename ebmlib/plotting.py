@@ -83,3 +83,18 @@ def energy_histogram(energies: Mapping[str, Tensor], ax: "Axes", n_bins: int = 5
     ax.set(xlabel="energy (nats)", ylabel="density")
     ax.legend()
     return ax
+
+
+def trajectories(x: Tensor, ax: "Axes", color: str = "white") -> "Axes":
+    """Draw the paths of chains in the plane, an open circle where each begins and a dot where it ends.
+
+    Args:
+        x: states, shape `(n_draws, n_chains, 2)`, as `trace(...).x` has them.
+        ax: axes to draw on, such as those of `energy_contours`.
+        color: of the paths.
+    """
+    path = x.detach().cpu()
+    ax.plot(path[..., 0], path[..., 1], color=color, lw=0.8, alpha=0.8)
+    ax.plot(*path[0].T, "o", color=color, mfc="none", ms=6)
+    ax.plot(*path[-1].T, "o", color=color, mec=INK, ms=6)
+    return ax

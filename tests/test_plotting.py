@@ -8,7 +8,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
 from ebmlib.energies import GaussianEnergy  # noqa: E402
-from ebmlib.plotting import COLORS, INK, energy_contours, energy_histogram, use_style  # noqa: E402
+from ebmlib.plotting import COLORS, INK, energy_contours, energy_histogram, trajectories, use_style  # noqa: E402
 
 
 @pytest.fixture
@@ -43,3 +43,14 @@ def test_histogram_gives_each_set_its_colour(ax):
 
 def test_style_uses_one_ink(ax):
     assert {mpl.rcParams[k] for k in ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color")} == {INK}
+
+
+def test_trajectories_begin_and_end_where_the_chains_do(ax):
+    x = torch.randn(20, 3, 2, requires_grad=True)
+    assert trajectories(x, ax) is ax
+    *paths, begin, end = ax.lines
+    assert len(paths) == 3
+    for i, line in enumerate(paths):
+        assert torch.allclose(torch.tensor(line.get_xydata(), dtype=x.dtype), x[:, i])
+    for line, states in ((begin, x[0]), (end, x[-1])):
+        assert torch.allclose(torch.tensor(line.get_xydata(), dtype=x.dtype), states)
