@@ -31,6 +31,7 @@ class Sabotage(NamedTuple):
 
 
 ENERGY, LOG_Z, WINE = "01_energy_and_density.ipynb", "02_partition_functions.ipynb", "03_noise_contrastive_wine.ipynb"
+LANGEVIN = "05_langevin_sampling.ipynb"
 SABOTAGES = [
     Sabotage(
         "flipped sign of the energy",
@@ -191,6 +192,54 @@ SABOTAGES = [
         "notebook",
         ".log_prob(cell + (x - cell) / 0.1).exp() / 0.1",
         ".log_prob(cell + (x - cell) / 0.1).exp()",
+    ),
+    Sabotage(
+        "noise of root eta",
+        LANGEVIN,
+        "# Claim: the variance of unadjusted Langevin on N(0, 1) is 1 / (1 - η/2).",
+        "samplers.py",
+        "math.sqrt(2 * self.step_size * self.temperature)",
+        "math.sqrt(self.step_size * self.temperature)",
+    ),
+    Sabotage(
+        "MALA without its correction",
+        LANGEVIN,
+        "# Claim: MALA and HMC leave p invariant; the unadjusted step does not.",
+        "samplers.py",
+        "(h - new_h).exp().clamp(max=1), 0)",
+        "torch.ones_like(h), 0)",
+    ),
+    Sabotage(
+        "MALA without the densities of its proposal",
+        LANGEVIN,
+        "# Claim: MALA and HMC leave p invariant; the unadjusted step does not.",
+        "notebook",
+        "(e_x - e_y + log_q_back - log_q_there).exp()",
+        "(e_x - e_y).exp()",
+    ),
+    Sabotage(
+        "leapfrog that is not reversible",
+        LANGEVIN,
+        "# Claim: turned round, a leapfrog glide leads back to where it began.",
+        "samplers.py",
+        "alpha=step_size if i < n_steps else step_size / 2)",
+        "alpha=step_size)",
+    ),
+    Sabotage(
+        "temperature of a recipe without the two",
+        LANGEVIN,
+        "# Claim: steps α with noise σ draw at temperature σ²/2α: variance T / (1 - α/2) on N(0, 1).",
+        "notebook",
+        "    temperature = sigma**2 / (2 * alpha)\n    x =",
+        "    temperature = sigma**2 / alpha\n    x =",
+    ),
+    Sabotage(
+        "swaps that are always accepted",
+        LANGEVIN,
+        "# Claim: tempering reaches the true weights, annealing falls short, plain MALA stays behind.",
+        "notebook",
+        "device=x.device) < log_ratio.exp()",
+        "device=x.device) < 1",
     ),
 ]
 
