@@ -236,7 +236,7 @@ SABOTAGES = [
     Sabotage(
         "swaps that are always accepted",
         LANGEVIN,
-        "# Claim: tempering reaches the true weights, annealing falls short, plain MALA stays behind.",
+        "# Claim: parallel tempering reaches the true weights from the wrong well.",
         "notebook",
         "device=x.device) < log_ratio.exp()",
         "device=x.device) < 1",
