@@ -77,8 +77,8 @@ def install(python, clone, cell):
         "GIT_CONFIG_KEY_0": f"url.file://{clone}.insteadOf",
         "GIT_CONFIG_VALUE_0": repository(),
     }
-    # Only two things differ from the notebook: setuptools and zuko, in whatever version, are taken as they are here.
-    cell = re.sub(r" zuko==\S+", " zuko", cell.replace("%pip install", "%pip install --no-build-isolation"))
+    # All that differs from the notebook: setuptools and the pinned packages, in whatever version, are taken as they are.
+    cell = re.sub(r"==\S+", "", cell.replace("%pip install", "%pip install --no-build-isolation"))
     return run(str(python), "-m", "IPython", "--no-banner", "--colors=NoColor", "-c", cell, **settings)
 
 

@@ -22,12 +22,12 @@ def repository() -> str:
 
 def install_cell() -> str:
     """Return the cell by which a notebook fetches on Colab what Colab lacks."""
-    zuko = re.search(r"^zuko==\S+", (ROOT / "requirements.txt").read_text("utf-8"), re.MULTILINE).group()
+    pinned = re.findall(r"^(?:zuko|arviz-stats)==\S+", (ROOT / "requirements.txt").read_text("utf-8"), re.MULTILINE)
     return (
         "# On Colab: fetch ebmlib and what else Colab lacks; elsewhere this does nothing.\n"
         "import importlib.util\n\n"
         'if importlib.util.find_spec("ebmlib") is None:\n'
-        f'    %pip install -q --no-deps "ebmlib @ git+{repository()}@main" {zuko}'
+        f'    %pip install -q --no-deps "ebmlib @ git+{repository()}@main" {" ".join(pinned)}'
     )
 
 
