@@ -32,6 +32,7 @@ class Sabotage(NamedTuple):
 
 ENERGY, LOG_Z, WINE = "01_energy_and_density.ipynb", "02_partition_functions.ipynb", "03_noise_contrastive_wine.ipynb"
 LANGEVIN = "05_langevin_sampling.ipynb"
+CHAINS = "06_trusting_chains.ipynb"
 SABOTAGES = [
     Sabotage(
         "flipped sign of the energy",
@@ -197,6 +198,35 @@ SABOTAGES = [
         "noise of root eta",
         LANGEVIN,
         "# Claim: the variance of unadjusted Langevin on N(0, 1) is 1 / (1 - η/2).",
+    ),
+    Sabotage(
+        "standard error as if draws were independent",
+        CHAINS,
+        "# Claim: 95 % intervals by the MCSE hold the truth, naive ones as rarely as theory predicts.",
+        "diagnostics.py",
+        'array_stats.mcse(draws, method="mean", **axes)',
+        "draws.std((0, 1)) / np.sqrt(draws.shape[0] * draws.shape[1])",
+    ),
+    Sabotage(
+        "R-hat computed from one start",
+        CHAINS,
+        "# Claim: starts in one well pass every diagnostic, wrong by over 100 MCSE; starts in both do not.",
+        "notebook",
+        "starts = near(*[0.0] * 4), near(0.0, 0.0, 10.0, 10.0)",
+        "starts = near(*[0.0] * 4), near(*[0.0] * 4)",
+    ),
+    Sabotage(
+        "R-hat without ranks and folding",
+        CHAINS,
+        "# Claim: these lines are the R-hat that summarize reports.",
+        "notebook",
+        "return torch.maximum(*(split_r_hat(s) for s in scores)).cpu()",
+        "return split_r_hat(chains).cpu()",
+    ),
+    Sabotage(
+        "noise of the Langevin step without its factor two",
+        CHAINS,
+        "# Claim: a biased sampler passes R-hat and ESS in all 21 statistics; a halved step exposes it.",
         "samplers.py",
         "math.sqrt(2 * self.step_size * self.temperature)",
         "math.sqrt(self.step_size * self.temperature)",
@@ -240,6 +270,14 @@ SABOTAGES = [
         "notebook",
         "device=x.device) < log_ratio.exp()",
         "device=x.device) < 1",
+    ),
+    Sabotage(
+        "step size tuned the wrong way",
+        CHAINS,
+        "# Claim: a step tuned to the textbook acceptance is within 20 % of the best; tiny ones are not.",
+        "notebook",
+        "(accept_prob.mean().item() - target)",
+        "(target - accept_prob.mean().item())",
     ),
 ]
 

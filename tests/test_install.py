@@ -77,7 +77,7 @@ def install(python, clone, cell):
         "GIT_CONFIG_KEY_0": f"url.file://{clone}.insteadOf",
         "GIT_CONFIG_VALUE_0": repository(),
     }
-    # All that differs from the notebook: setuptools and the pinned packages, in whatever version, are taken as they are.
+    # All that differs from the notebook: setuptools and what is pinned are taken as they are here.
     cell = re.sub(r"==\S+", "", cell.replace("%pip install", "%pip install --no-build-isolation"))
     return run(str(python), "-m", "IPython", "--no-banner", "--colors=NoColor", "-c", cell, **settings)
 
