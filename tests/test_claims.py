@@ -226,7 +226,7 @@ SABOTAGES = [
     Sabotage(
         "noise of the Langevin step without its factor two",
         CHAINS,
-        "# Claim: a biased sampler passes R-hat and ESS in all 21 statistics; a halved step exposes it.",
+        "# Claim: each statistic has the ESS that theory gives it; HMC's is above n for x, below for x².",
         "samplers.py",
         "math.sqrt(2 * self.step_size * self.temperature)",
         "math.sqrt(self.step_size * self.temperature)",
