@@ -1,0 +1,109 @@
+"""One pass of training takes the steps that autograd gives, and its chains are block Gibbs chains."""
+
+import pytest
+import torch
+
+from ebmlib.rbm import RBM, BlockGibbs, exact_log_z
+from ebmlib.rbm_training import contrastive_epoch
+
+F64 = torch.float64
+
+
+def machine(n_visible=4, n_hidden=3, scale=1.0, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    shapes = (n_visible, n_hidden), (n_visible,), (n_hidden,)
+    return RBM.from_parameters(*(scale * torch.randn(shape, generator=g, dtype=F64) for shape in shapes))
+
+
+def bits(*shape, seed=0):
+    return torch.randint(0, 2, shape, generator=torch.Generator().manual_seed(seed)).to(F64)
+
+
+def parameters(rbm):
+    return [p.detach().clone() for p in (rbm.weight, rbm.visible_bias, rbm.hidden_bias)]
+
+
+@pytest.mark.parametrize("n_steps", [1, 3])
+@pytest.mark.parametrize("n_chains", [None, 5, 40])
+def test_a_batch_is_one_step_down_the_contrast_of_free_energies(n_chains, n_steps):
+    """The chains of a single batch come back: autograd at these x_model gives the step that was taken."""
+    rbm, x = machine(), bits(20, 4)
+    before = RBM.from_parameters(rbm.weight, rbm.visible_bias, rbm.hidden_bias)
+    chains = None if n_chains is None else bits(n_chains, 4, seed=1)
+    x_model = contrastive_epoch(rbm, x, 0.3, chains, n_steps, 20, torch.Generator().manual_seed(2))
+    assert x_model.shape == (n_chains or 20, 4) and ((x_model == 0) | (x_model == 1)).all()
+    (before(x).mean() - before(x_model).mean()).backward()
+    for new, old in zip(parameters(rbm), (before.weight, before.visible_bias, before.hidden_bias), strict=True):
+        torch.testing.assert_close(new, old.data - 0.3 * old.grad, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("n_steps", [1, 2])
+@pytest.mark.parametrize("persistent", [False, True])
+def test_the_chains_take_k_gibbs_steps_from_data_or_from_where_they_were(persistent, n_steps):
+    """The mean of x_model against that of `BlockGibbs` from the same start: |z| > 5 in one of 16 has chance 1e-5."""
+    n, g = 100_000, torch.Generator().manual_seed(3)
+    rbm = machine(scale=2.0)
+    start, other = bits(1, 4, seed=4).expand(n, 4), bits(1, 4, seed=5).expand(n, 4)
+    state = BlockGibbs().init(rbm, start)
+    for _ in range(n_steps):
+        state, _ = BlockGibbs().step(rbm, state, g)
+    data, chains = (other, start) if persistent else (start, None)
+    x_model = contrastive_epoch(rbm, data, 1e-9, chains, n_steps, n, g)
+    difference = x_model.mean(0) - state.x.mean(0)
+    z = difference / ((x_model.var(0) + state.x.var(0)) / n).sqrt().clamp(min=1e-9)
+    assert z.abs().max() < 5, f"z = {z}"
+
+
+def test_every_row_counts_once_and_the_last_batch_may_be_smaller():
+    rbm, x = RBM(3, 2).double(), torch.ones(7, 3, dtype=F64)
+    x_model = contrastive_epoch(rbm, x, 0.1, torch.zeros(4, 3, dtype=F64), batch_size=5)
+    assert x_model.shape == (4, 3)
+    assert contrastive_epoch(rbm, x, 0.1, batch_size=5).shape == (2, 3)
+    assert contrastive_epoch(rbm, x, 0.1, batch_size=50).shape == (7, 3)
+
+
+def test_it_is_reproducible_and_leaves_its_inputs():
+    x, chains = bits(30, 4), bits(10, 4, seed=6)
+    kept = x.clone(), chains.clone()
+    ends = []
+    for _ in range(2):
+        rbm = machine()
+        x_model = contrastive_epoch(rbm, x, 0.1, chains, generator=torch.Generator().manual_seed(7))
+        ends.append([x_model, *parameters(rbm)])
+    for a, b in zip(*ends, strict=True):
+        assert torch.equal(a, b)
+    assert torch.equal(x, kept[0]) and torch.equal(chains, kept[1])
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_it_learns_a_distribution(persistent):
+    """Two patterns, equally often: the exact log-likelihood ends near -log 2, from below -2."""
+    torch.manual_seed(0)
+    x = torch.tensor([[1.0, 1, 0, 0], [0, 0, 1, 1]], dtype=F64).repeat(100, 1)
+    rbm, chains = RBM(4, 3).double(), bits(100, 4) if persistent else None
+    for epoch in range(60):
+        ends = contrastive_epoch(rbm, x, 0.2 * (1 - epoch / 60), chains, batch_size=20)
+        chains = ends if persistent else None
+    likelihood = -(rbm(x).mean() + exact_log_z(rbm)).item()
+    assert -1.0 < likelihood < -0.69314, likelihood
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"x_data": torch.full((3, 4), 0.5)}, "binary"),
+        ({"x_data": torch.zeros(3, 5)}, r"\(n, 4\)"),
+        ({"x_data": torch.zeros(4)}, r"\(n, 4\)"),
+        ({"x_data": torch.zeros(0, 4)}, "0 rows"),
+        ({"chains": torch.full((3, 4), 2.0)}, "binary"),
+        ({"chains": torch.zeros(3, 5)}, r"\(n, 4\)"),
+        ({"n_steps": 0}, "n_steps=0"),
+        ({"batch_size": -1}, "batch_size=-1"),
+        ({"learning_rate": 0.0}, "learning_rate=0"),
+        ({"learning_rate": float("nan")}, "learning_rate=nan"),
+    ],
+)
+def test_bad_input_is_refused(change, message):
+    good = {"rbm": machine(), "x_data": torch.zeros(3, 4), "learning_rate": 0.1}
+    with pytest.raises(ValueError, match=message):
+        contrastive_epoch(**(good | change))
