@@ -1,4 +1,4 @@
-"""Data: the wine files, scaling fitted on training rows alone, splits, and mixtures as noise."""
+"""Data: the wine files, scikit-learn's digits, scaling fitted on training rows alone, splits, and mixtures as noise."""
 
 import hashlib
 import io
@@ -42,6 +42,17 @@ def wine_quality(color: str = "red") -> "pd.DataFrame":
     if digest != SHA256[color]:
         raise ValueError(f"{path.name} is damaged: its SHA-256 is {digest}, expected {SHA256[color]}")
     return pd.read_csv(io.BytesIO(content), sep=";")
+
+
+def digits() -> tuple[Tensor, Tensor]:
+    """Return scikit-learn's handwritten digits: pixels `(1797, 64)`, 0 to 16, row by row of 8x8, and labels `(1797,)`.
+
+    These are the test part of the UCI data set by Alpaydin and Kaynak (1998), CC BY 4.0, doi 10.24432/C50P49.
+    """
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    return torch.tensor(pixels, dtype=torch.get_default_dtype()), torch.tensor(labels)
 
 
 class LogStandardize:

@@ -85,6 +85,34 @@ def energy_histogram(energies: Mapping[str, Tensor], ax: "Axes", n_bins: int = 5
     return ax
 
 
+def image_grid(images: Tensor, ax: "Axes", n_columns: int = 8) -> "Axes":
+    """Draw grey images side by side, row by row, on one common scale: the highest value is dark.
+
+    Args:
+        images: shape `(n, height, width)`.
+        ax: axes to draw on; its frame goes.
+        n_columns: images a row.
+
+    Raises:
+        ValueError: if there is no image, the shape is another, or `n_columns` is below 1.
+    """
+    if images.ndim != 3 or len(images) == 0 or n_columns < 1:
+        raise ValueError(
+            f"images must be (n, height, width), n_columns positive; got {tuple(images.shape)}, {n_columns}"
+        )
+    images = images.detach().float().cpu()
+    n, height, width = images.shape
+    n_columns = min(n_columns, n)
+    n_rows = -(-n // n_columns)
+    sheet = torch.full((n_rows * (height + 1) - 1, n_columns * (width + 1) - 1), torch.nan)
+    for i, image in enumerate(images):
+        top, left = i // n_columns * (height + 1), i % n_columns * (width + 1)
+        sheet[top : top + height, left : left + width] = image
+    ax.imshow(sheet.numpy(), cmap="gray_r", interpolation="none")
+    ax.set_axis_off()
+    return ax
+
+
 def trajectories(x: Tensor, ax: "Axes", color: str = "white") -> "Axes":
     """Draw the paths of chains in the plane, an open circle where each begins and a dot where it ends.
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ebmlib import datasets
-from ebmlib.datasets import LogStandardize, kfold, mixture, wine_quality
+from ebmlib.datasets import LogStandardize, digits, kfold, mixture, wine_quality
 
 F64 = torch.float64
 
@@ -26,6 +26,13 @@ def test_wine_is_whole(color, n_rows, n_distinct):
 def test_equal_wines_have_equal_grades():
     frame = wine_quality("red")
     assert (frame.groupby(list(frame.columns[:11]))["quality"].nunique() == 1).all()
+
+
+def test_digits_are_whole():
+    pixels, labels = digits()
+    assert pixels.shape == (1797, 64) and labels.shape == (1797,)
+    assert pixels.min() == 0 and pixels.max() == 16 and (pixels == pixels.round()).all()
+    assert torch.bincount(labels).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
 from ebmlib.energies import GaussianEnergy  # noqa: E402
-from ebmlib.plotting import COLORS, INK, energy_contours, energy_histogram, trajectories, use_style  # noqa: E402
+from ebmlib.plotting import COLORS, INK, energy_contours, energy_histogram, image_grid, trajectories, use_style  # noqa: E402
 
 
 @pytest.fixture
@@ -43,6 +43,22 @@ def test_histogram_gives_each_set_its_colour(ax):
 
 def test_style_uses_one_ink(ax):
     assert {mpl.rcParams[k] for k in ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color")} == {INK}
+
+
+def test_image_grid_places_each_image(ax):
+    images = torch.arange(5 * 2 * 3.0).reshape(5, 2, 3)
+    assert image_grid(images, ax, n_columns=2) is ax
+    sheet = ax.images[0].get_array()
+    assert sheet.shape == (8, 7)
+    assert (sheet[:2, 4:] == images[1].numpy()).all() and (sheet[6:, :3] == images[4].numpy()).all()
+    assert sheet.mask[2].all() and sheet.mask[:, 3].all() and sheet.mask[6:, 4:].all()
+    assert ax.images[0].cmap(1.0)[0] < ax.images[0].cmap(0.0)[0], "high is dark"
+
+
+@pytest.mark.parametrize("shape, n_columns", [((4, 4), 2), ((0, 2, 2), 2), ((3, 2, 2), 0)])
+def test_image_grid_refuses_what_is_not_images(ax, shape, n_columns):
+    with pytest.raises(ValueError, match="images must be"):
+        image_grid(torch.zeros(shape), ax, n_columns)
 
 
 def test_trajectories_begin_and_end_where_the_chains_do(ax):
