@@ -33,6 +33,7 @@ class Sabotage(NamedTuple):
 ENERGY, LOG_Z, WINE = "01_energy_and_density.ipynb", "02_partition_functions.ipynb", "03_noise_contrastive_wine.ipynb"
 LANGEVIN = "05_langevin_sampling.ipynb"
 CHAINS = "06_trusting_chains.ipynb"
+BOLTZMANN = "04_boltzmann_machines.ipynb"
 SABOTAGES = [
     Sabotage(
         "flipped sign of the energy",
@@ -278,6 +279,38 @@ SABOTAGES = [
         "notebook",
         "(accept_prob.mean().item() - target)",
         "(target - accept_prob.mean().item())",
+    ),
+    Sabotage(
+        "log Z without the visible bias",
+        BOLTZMANN,
+        "# Claim: log Z is the sum over hidden states, and its gradient is minus the mean energy's.",
+        "rbm.py",
+        "inputs = a[:, None] + w[",
+        "inputs = 0 * a[:, None] + w[",
+    ),
+    Sabotage(
+        "hidden units without their bias",
+        BOLTZMANN,
+        "# Claim: both chains leave exact draws as they are. 65 z-scores each: 1 false alarm in 13,000.",
+        "rbm.py",
+        "torch.sigmoid(x @ self.weight + self.hidden_bias)",
+        "torch.sigmoid(x @ self.weight)",
+    ),
+    Sabotage(
+        "flipped sign of contrastive divergence",
+        BOLTZMANN,
+        "# Claim: twelve epochs of CD-1 or of PCD raise the exact held-out likelihood by 3 nats.",
+        "rbm_training.py",
+        "alpha=learning_rate / len(x)",
+        "alpha=-learning_rate / len(x)",
+    ),
+    Sabotage(
+        "persistent chains never written back",
+        BOLTZMANN,
+        "# Claim: twelve epochs of CD-1 or of PCD raise the exact held-out likelihood by 3 nats.",
+        "rbm_training.py",
+        "            h = next(noise_h).lt_(prob_model)",
+        "            next(noise_h)",
     ),
 ]
 

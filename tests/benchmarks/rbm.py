@@ -1,0 +1,146 @@
+"""Restricted Boltzmann machines beside scikit-learn's BernoulliRBM: time of an epoch, exact likelihood, time of log Z.
+
+    python tests/benchmarks/rbm.py
+
+Contenders take turns within one run. Times are CPU seconds, ratios are medians over the turns.
+"""
+
+import argparse
+import time
+
+import numpy as np
+import torch
+from sklearn.model_selection import train_test_split
+from sklearn.neural_network import BernoulliRBM
+
+from ebmlib.datasets import digits
+from ebmlib.rbm import RBM, exact_log_z
+from ebmlib.rbm_training import contrastive_epoch
+
+N_HIDDEN, SEEDS = 16, (0, 1, 2)
+
+
+def cpu(function) -> float:
+    start = time.process_time()
+    function()
+    return time.process_time() - start
+
+
+def split() -> tuple[torch.Tensor, torch.Tensor]:
+    x = (digits()[0] > 8).float()
+    train_rows, test_rows = train_test_split(np.arange(len(x)), test_size=0.2, random_state=0)
+    return x[train_rows], x[test_rows]
+
+
+def epoch_times(x: torch.Tensor, n_turns: int) -> None:
+    print("\nepoch of PCD-1, CPU time over BernoulliRBM (must 1.3 / 1.0, aim 0.60 / 0.50)")
+    print(f"{'precision':10}{'batch':>6}{'sklearn ms':>12}{'ours ms':>9}{'ratio':>7}{'quartiles':>14}")
+    for dtype in (torch.float32, torch.float64):
+        for batch_size in (10, 128):
+            rows = x.to(dtype)
+            array = rows.numpy()
+            sk = BernoulliRBM(N_HIDDEN, learning_rate=0.05, batch_size=batch_size, n_iter=5, random_state=0)
+            rbm, chains = RBM(64, N_HIDDEN).to(dtype), torch.zeros(batch_size, 64, dtype=dtype)
+
+            def ours(rbm=rbm, rows=rows, chains=chains, batch_size=batch_size):
+                for _ in range(5):
+                    chains = contrastive_epoch(rbm, rows, 0.05, chains, batch_size=batch_size)
+
+            turns = np.array([(cpu(lambda sk=sk, array=array: sk.fit(array)), cpu(ours)) for _ in range(n_turns)])[1:]
+            assert sk.components_.dtype == array.dtype
+            ratio = turns[:, 1] / turns[:, 0]
+            low, mid, high = np.quantile(ratio, [0.25, 0.5, 0.75])
+            ms = 200 * np.median(turns, 0)
+            print(f"{str(dtype)[6:]:10}{batch_size:6}{ms[0]:12.2f}{ms[1]:9.2f}{mid:7.2f}{low:8.2f}{high:6.2f}")
+
+
+def fresh(seed: int, x: torch.Tensor) -> RBM:
+    torch.manual_seed(seed)
+    rbm = RBM(64, N_HIDDEN)
+    with torch.no_grad():
+        rbm.visible_bias.copy_(torch.logit((x.sum(0) + 0.5) / (len(x) + 1)))
+    return rbm
+
+
+def likelihood(rbm: RBM, x: torch.Tensor) -> float:
+    with torch.no_grad():
+        return (-rbm(x).mean() - exact_log_z(rbm)).item()
+
+
+def ours(seed: int, x: torch.Tensor, n_epochs: int, rate: float, n_chains: int, batch_size: int) -> RBM:
+    rbm = fresh(seed, x)
+    chains = torch.bernoulli(torch.full((n_chains, 64), 0.5))
+    for epoch in range(n_epochs):
+        rows = x[torch.randperm(len(x))]
+        chains = contrastive_epoch(rbm, rows, rate * (1 - epoch / n_epochs), chains, batch_size=batch_size)
+    return rbm
+
+
+def annealed_sklearn(seed: int, x: torch.Tensor, n_epochs: int = 200, rate: float = 0.1) -> RBM:
+    sk, order, rows = BernoulliRBM(N_HIDDEN, batch_size=10, random_state=seed), np.random.default_rng(seed), x.numpy()
+    for epoch in range(n_epochs):
+        sk.learning_rate = rate * (1 - epoch / n_epochs)
+        shuffled = order.permutation(rows)
+        for start in range(0, len(rows), 10):
+            sk.partial_fit(shuffled[start : start + 10])
+    parts = sk.components_.T, sk.intercept_visible_, sk.intercept_hidden_
+    return RBM.from_parameters(*(torch.tensor(part).float() for part in parts))
+
+
+def exact_gradient(seed: int, x: torch.Tensor, n_iterations: int = 250) -> RBM:
+    """Maximum likelihood by L-BFGS on the exact gradient: the ceiling of what sampling stands in for."""
+    rbm = fresh(seed, x)
+    lbfgs = torch.optim.LBFGS(rbm.parameters(), max_iter=n_iterations, history_size=20, line_search_fn="strong_wolfe")
+
+    def closure():
+        lbfgs.zero_grad()
+        loss = rbm(x).mean() + exact_log_z(rbm)
+        loss.backward()
+        return loss
+
+    lbfgs.step(closure)
+    return rbm
+
+
+def likelihoods(x: torch.Tensor, x_test: torch.Tensor) -> None:
+    print("\nexact log-likelihood of held-out digits, nats (must within 0.25 of the exact gradient, aim 0.10 in 1.5 s)")
+    print(f"{'method':34}{'mean':>8}  {'seeds':22}{'train':>8}{'CPU s':>8}")
+    print(f"{'independent pixels':34}{likelihood(fresh(0, x), x_test):8.2f}")
+    contenders = {
+        "exact gradient, L-BFGS 250": exact_gradient,
+        "BernoulliRBM, annealed, 200 epochs": annealed_sklearn,
+        "PCD, annealed, 100 epochs": lambda seed, x: ours(seed, x, 100, 0.4, 50, 20),
+        "PCD, annealed, 200 epochs": lambda seed, x: ours(seed, x, 200, 0.4, 50, 20),
+    }
+    runs: dict[str, list[tuple[float, float, float]]] = {name: [] for name in contenders}
+    for seed in SEEDS:
+        for name, fit in contenders.items():
+            start = time.process_time()
+            rbm = fit(seed, x)
+            seconds = time.process_time() - start
+            runs[name].append((likelihood(rbm, x_test), likelihood(rbm, x), seconds))
+    for name, rows in runs.items():
+        test, train, seconds = np.array(rows).T
+        each = " ".join(f"{value:.2f}" for value in test)
+        print(f"{name:34}{test.mean():8.2f}  {each:22}{train.mean():8.2f}{np.median(seconds):8.2f}")
+
+
+def log_z_times(n_turns: int) -> None:
+    print("\nexact log Z, 16 hidden units (must 30 ms)")
+    for n_visible in (64, 784):
+        torch.manual_seed(0)
+        shapes = (n_visible, N_HIDDEN), (n_visible,), (N_HIDDEN,)
+        rbm = RBM.from_parameters(*(0.5 * torch.randn(shape) for shape in shapes)).requires_grad_(False)
+        times = 1000 * np.array([cpu(lambda rbm=rbm: exact_log_z(rbm)) for _ in range(n_turns)])
+        print(f"{n_visible:4} visible: median {np.median(times):.1f} ms, fastest {times.min():.1f} ms")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--turns", type=int, default=25, help="turns of each timing")
+    n_turns = parser.parse_args().turns
+    torch.set_num_threads(1)
+    x, x_test = split()
+    epoch_times(x, n_turns)
+    log_z_times(n_turns)
+    likelihoods(x, x_test)
