@@ -299,7 +299,7 @@ SABOTAGES = [
     Sabotage(
         "flipped sign of contrastive divergence",
         BOLTZMANN,
-        "# Claim: twelve epochs of CD-1 or of PCD raise the exact held-out likelihood by 3 nats.",
+        "# Claim: one epoch of CD-1 or of PCD, from a blank machine, raises the likelihood by 3 nats.",
         "rbm_training.py",
         "alpha=learning_rate / len(x)",
         "alpha=-learning_rate / len(x)",
@@ -307,7 +307,7 @@ SABOTAGES = [
     Sabotage(
         "persistent chains never written back",
         BOLTZMANN,
-        "# Claim: twelve epochs of CD-1 or of PCD raise the exact held-out likelihood by 3 nats.",
+        "# Claim: annealed PCD comes within 0.8 nats of the exact fit; a constant rate costs it 1 or more.",
         "rbm_training.py",
         "            h = next(noise_h).lt_(prob_model)",
         "            next(noise_h)",
