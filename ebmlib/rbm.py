@@ -180,7 +180,7 @@ def exact_log_z(rbm: RBM) -> Tensor:
     bounds = softplus(inputs[0].amax(1) + inputs[1].amax(1)).view(-1, 4).sum(1).tolist()
     right = inputs[1].exp().split(64)  # few units at a time stay in the cache, as do few states
     totals = []
-    for states, factors in zip(s.split(128), inputs[0].exp().split(128, dim=1), strict=True):
+    for states, factors in zip(s.split(256), inputs[0].exp().split(256, dim=1), strict=True):
         log_terms = (states @ b[: n // 2])[:, None] + t @ b[n // 2 :]
         product, used, bound = torch.ones_like(log_terms), 0.0, iter(bounds)
         for left_units, right_units in zip(factors.split(64), right, strict=True):
