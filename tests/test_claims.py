@@ -325,10 +325,15 @@ def flow(statement: ast.stmt) -> tuple[set[str], set[str], set[str]]:
     top = symtable.symtable(ast.unparse(statement), "cell", "exec")
     bound = {s.get_name() for s in top.get_symbols() if s.is_assigned() or s.is_imported() or s.is_namespace()}
     stores = [n for n in ast.walk(statement) if isinstance(getattr(n, "ctx", None), ast.Store)]
-    changed = {i.id for n in stores if not isinstance(n, ast.Name) for i in ast.walk(n) if isinstance(i, ast.Name)}
+    parts = [n for n in stores if isinstance(n, ast.Attribute | ast.Subscript)]
+    changed = {i.id for n in parts for i in ast.walk(n) if isinstance(i, ast.Name)}
     if isinstance(statement, ast.AugAssign):
         changed |= bound
-    return bound - changed, changed, read(top, True) | changed
+    used = read(top, True)
+    if isinstance(statement, ast.For):  # its own variables are set before its body reads them
+        used -= {n.id for n in ast.walk(statement.target) if isinstance(n, ast.Name)}
+        used |= {n.id for n in ast.walk(statement.iter) if isinstance(n, ast.Name)}
+    return bound - changed, changed, used | changed
 
 
 def cells_for(claim: str, notebook: Path) -> list[str]:
