@@ -13,6 +13,10 @@ from torch import Tensor
 Energy = Callable[[Tensor], Tensor]
 
 
+class NotFinite(ValueError, FloatingPointError):
+    """A value that must be finite is NaN or infinite: the arguments are bad, or a computation has blown up."""
+
+
 class Distribution(Protocol):
     """What serves as base, noise, proposal or known truth: the interface of `torch.distributions`."""
 
@@ -32,13 +36,14 @@ def evaluate(energy: Energy, x: Tensor) -> Tensor:
         Energies in nats, shape `(batch,)`.
 
     Raises:
-        ValueError: if the energy returns another shape, or a NaN or infinite value.
+        ValueError: if the energy returns another shape.
+        NotFinite: if it returns a NaN or infinite value; that is a ValueError too.
     """
     e = energy(x)
     _require_one_a_row(e, x)
     if not torch.isfinite(e).all():
         row = int(torch.nonzero(~torch.isfinite(e))[0])
-        raise ValueError(f"the energy of row {row} of {len(x)} is {e[row].item()}")
+        raise NotFinite(f"the energy of row {row} of {len(x)} is {e[row].item()}")
     return e
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from .energies import Energy, energy_and_grad
+from .energies import Energy, NotFinite, energy_and_grad
 
 
 class State(NamedTuple):
@@ -196,5 +196,5 @@ def _checked(x: Tensor) -> Tensor:
 def _require_finite(value: Tensor, name: str) -> Tensor:
     bad = ~torch.isfinite(value.reshape(len(value), -1)).all(1)
     if bad.any():
-        raise ValueError(f"{name} of chain {int(bad.nonzero()[0])} of {len(value)} is not finite")
+        raise NotFinite(f"{name} of chain {int(bad.nonzero()[0])} of {len(value)} is not finite")
     return value

@@ -19,7 +19,7 @@ class Stateful(Protocol):
 
 
 class Divergence(RuntimeError):
-    """Training has diverged: the message names the step, the loss and the norm of the gradient."""
+    """Training has diverged: the message names the step, and what was not finite in it."""
 
 
 class minibatches:  # an iterator, in lower case as `range` and `zip` are
@@ -87,7 +87,8 @@ def train(
 
     Raises:
         ValueError: if `n_steps` is negative or the batches end too early.
-        Divergence: if the loss or the norm of its gradient is not finite; the parameters are those before that step.
+        Divergence: if the loss or the norm of its gradient is not finite, or if computing the loss raises
+            FloatingPointError; the parameters are those before that step.
     """
     if n_steps < 0:
         raise ValueError(f"n_steps must not be negative; got {n_steps}")
@@ -99,7 +100,10 @@ def train(
         if batch is None:
             raise ValueError(f"the batches ended after {step} of {n_steps} steps")
         optimizer.zero_grad()
-        loss = loss_fn(batch)
+        try:
+            loss = loss_fn(batch)
+        except FloatingPointError as error:  # what the energies and samplers of this book raise at a NaN
+            raise Divergence(f"step {step}: {error}") from error
         loss.backward()
         grad_norm = torch.nn.utils.clip_grad_norm_(parameters, torch.inf if max_grad_norm is None else max_grad_norm)
         if not (torch.isfinite(loss) and torch.isfinite(grad_norm)):

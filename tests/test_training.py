@@ -75,6 +75,26 @@ def test_divergence_names_the_step_and_keeps_the_parameters(bad):
     assert w.item() == pytest.approx(3 - 2 * 0.1)
 
 
+def test_an_energy_that_blows_up_is_a_divergence_that_names_the_step():
+    steps = iter(range(10))
+
+    def loss_fn(w, batch):
+        if next(steps) == 3:
+            raise FloatingPointError("the energy of row 5 is nan")
+        return w.square().sum()
+
+    with pytest.raises(Divergence, match="step 3: the energy of row 5 is nan"):
+        descend(loss_fn, 5)
+
+
+def test_other_errors_of_the_loss_pass_through():
+    def loss_fn(w, batch):
+        raise ValueError("a wrong shape")
+
+    with pytest.raises(ValueError, match="a wrong shape"):
+        descend(loss_fn, 5)
+
+
 def test_an_infinite_gradient_of_a_finite_loss_is_a_divergence():
     with pytest.raises(Divergence, match="step 0: loss 0.0, gradient norm"):
         descend(lambda w, batch: (w - 3).abs().sqrt().sum(), 1)
