@@ -30,6 +30,7 @@ class Sabotage(NamedTuple):
     new: str
 
 
+PERSISTENT = "07_persistent_chains.ipynb"
 ENERGY, LOG_Z, WINE = "01_energy_and_density.ipynb", "02_partition_functions.ipynb", "03_noise_contrastive_wine.ipynb"
 LANGEVIN = "05_langevin_sampling.ipynb"
 CHAINS = "06_trusting_chains.ipynb"
@@ -311,6 +312,38 @@ SABOTAGES = [
         "rbm_training.py",
         "            h = next(noise_h).lt_(prob_model)",
         "            next(noise_h)",
+    ),
+    Sabotage(
+        "KL without the area of a cell",
+        PERSISTENT,
+        "# Claim: the ruler is right: against a Gaussian it gives the closed form, against itself zero.",
+        "notebook",
+        "log_z = torch.logsumexp(-e, 0) + math.log(area)",
+        "log_z = torch.logsumexp(-e, 0)",
+    ),
+    Sabotage(
+        "flipped sign of contrastive divergence",
+        PERSISTENT,
+        "# Claim: persistent chains find the maximum-likelihood width; fresh noise does not.",
+        "losses.py",
+        "return evaluate(energy, x_data).mean() - evaluate(energy, x_model.detach()).mean()",
+        "return evaluate(energy, x_model.detach()).mean() - evaluate(energy, x_data).mean()",
+    ),
+    Sabotage(
+        "buffer never written back",
+        PERSISTENT,
+        "# Claim: persistent chains find the maximum-likelihood width; fresh noise does not.",
+        "buffer.py",
+        "self.x[index] = x.detach().to(self.x)",
+        "x.detach().to(self.x)",
+    ),
+    Sabotage(
+        "generator left out when resuming",
+        PERSISTENT,
+        "# Claim: a blow-up stops with the step that made it, and a resumed run is equal bit for bit.",
+        "training.py",
+        'torch.set_rng_state(saved["random"]["cpu"])',
+        'saved["random"]["cpu"]',
     ),
 ]
 
