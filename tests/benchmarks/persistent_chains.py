@@ -4,8 +4,8 @@
 
 Three seeds of two data sets. All contenders have the same network, steps, learning rate and number of chain steps, so
 nearly the same CPU time; `exact` descends the KL itself on a grid, in two fifths of the steps and with Adam's usual
-momentum, which suits a gradient without noise. The KL is a sum over a finer grid, in nats. Settings were chosen on seeds 100 and 101. Times are CPU seconds of the training alone, in one
-process with one thread.
+momentum, which suits a gradient without noise. The KL is a sum over a finer grid, in nats. Settings were chosen on
+seeds 100 and 101. Times are CPU seconds of the training alone, in one process with one thread.
 """
 
 import argparse
