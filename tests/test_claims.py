@@ -181,22 +181,6 @@ SABOTAGES = [
         "    seen = rows\n    to_z",
     ),
     Sabotage(
-        "constant with the wrong sign",
-        WINE,
-        "# Claim: on wine the constant agrees with importance sampling, and the energy beats its noise.",
-        "notebook",
-        "tilt_data, tilt_noise]).add(c + math.log(nu))",
-        "tilt_data, tilt_noise]).add(c - math.log(nu))",
-    ),
-    Sabotage(
-        "comb that is not normalised",
-        WINE,
-        "# Claim: a likelihood on rounded data is unbounded: a comb that stays normalised gains at will.",
-        "notebook",
-        ".log_prob(cell + (x - cell) / 0.1).exp() / 0.1",
-        ".log_prob(cell + (x - cell) / 0.1).exp()",
-    ),
-    Sabotage(
         "noise of root eta",
         LANGEVIN,
         "# Claim: the variance of unadjusted Langevin on N(0, 1) is 1 / (1 - η/2).",
