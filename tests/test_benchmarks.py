@@ -15,6 +15,7 @@ sys.path.insert(0, str(ROOT / "tests" / "benchmarks"))
 
 import persistent_chains  # noqa: E402
 import wine_density  # noqa: E402
+import wine_ood  # noqa: E402
 from wine_models import DIM, Blend, FullMixture, KernelDensity, MaskedMixtures, blend_by_validation  # noqa: E402
 
 
@@ -78,7 +79,11 @@ def test_published_folds_are_read(tmp_path):
     assert len(split.train) == 16
 
 
-RESULTS = {"wine_density": wine_density.INPUTS, "persistent_chains": persistent_chains.INPUTS}
+RESULTS = {
+    "wine_density": wine_density.INPUTS,
+    "persistent_chains": persistent_chains.INPUTS,
+    "wine_ood": wine_ood.INPUTS,
+}
 
 
 def test_every_results_file_is_tested():
@@ -112,3 +117,36 @@ def test_the_table_of_persistent_chains_is_whole_and_meets_its_bars():
     for data, (must, _) in persistent_chains.BARS.items():
         ours = [row["kl"] for row in rows if row["data"] == data and row["method"] == "pcd"]
         assert np.median(ours) <= must, f"{data}: {ours}"
+
+
+def test_shuffling_keeps_each_column_and_moves_those_named():
+    x = generated(30, DIM)
+    shuffled = wine_ood.shuffled(x, [[2], range(DIM)], 3, torch.Generator().manual_seed(0)).view(2, 3, 30, DIM)
+    torch.testing.assert_close(shuffled.sort(2).values, x.sort(0).values.expand(2, 3, -1, -1))
+    others = [column for column in range(DIM) if column != 2]
+    assert (shuffled[0][..., others] == x[:, others]).all() and (shuffled[0][..., 2] != x[:, 2]).any()
+    assert (shuffled[1] != x).any(1).all(), "every column of every copy is permuted"
+
+
+def test_sampled_kernels_are_draws_of_their_density():
+    kernels = wine_ood.SampledKernels(generated(40, DIM), 0.5)
+    torch.manual_seed(0)
+    draws = kernels.sample((50_000,))
+    covariance = (1 + 0.5**2 - 1 / 40) * torch.cov(generated(40, DIM).T)  # that of the rows, and of the kernels
+    assert ((torch.cov(draws.T) - covariance).norm() / covariance.norm()) < 0.05
+
+
+def test_the_table_of_ood_adds_up_and_meets_its_bars():
+    results = json.loads((ROOT / "tests/benchmarks/results/wine_ood.json").read_text("utf-8"))
+    rows = {(row["task"], row["model"]): row for row in results["rows"]}
+    assert {task for task, _ in rows} == {wine_ood.WHITE, wine_ood.ALL, wine_ood.ONE, wine_ood.GRADES}
+    for row in rows.values():
+        assert len(row["auroc_per_fold"]) == 5
+        assert row["auroc_mean"] == pytest.approx(np.mean(row["auroc_per_fold"]))
+        assert row["auroc_mean"] == pytest.approx(np.mean(row["auroc_per_seed"]))
+    for task, (must, _) in wine_ood.BARS.items():
+        assert rows[task, wine_ood.EBM]["auroc_mean"] >= must
+        assert rows[task, wine_ood.EBM]["n_seeds"] == 3
+    for pair in results["paired"]:
+        if pair["against"] == wine_ood.NOISE and pair["task"] in (wine_ood.ALL, wine_ood.ONE):
+            assert pair["gain_mean"] >= 2 * pair["gain_se"], pair["task"]

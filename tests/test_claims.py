@@ -35,6 +35,7 @@ ENERGY, LOG_Z, WINE = "01_energy_and_density.ipynb", "02_partition_functions.ipy
 LANGEVIN = "05_langevin_sampling.ipynb"
 CHAINS = "06_trusting_chains.ipynb"
 BOLTZMANN = "04_boltzmann_machines.ipynb"
+OOD = "10_out_of_distribution.ipynb"
 SABOTAGES = [
     Sabotage(
         "flipped sign of the energy",
@@ -331,6 +332,39 @@ SABOTAGES = [
         "training.py",
         'torch.set_rng_state(saved["random"]["cpu"])',
         'saved["random"]["cpu"]',
+    ),
+    Sabotage(
+        "scaler fitted on all rows",
+        OOD,
+        "# Claim: test wines leave the scaling alone, and the energy beats its noise on held-out wines.",
+        "notebook",
+        "return LogStandardize(x[seen], LOG_COLUMNS)",
+        "return LogStandardize(x, LOG_COLUMNS)",
+    ),
+    Sabotage(
+        "shuffled columns seen in training",
+        OOD,
+        "# Claim: test wines leave the scaling alone, and the energy beats its noise on held-out wines.",
+        "notebook",
+        "tilt = fit_tilt(u[training], u[split.validation], lambda n: q.sample((n,)), seed=10)",
+        "tilt = fit_tilt(\n    u[training],\n    u[split.validation],\n"
+        "    lambda n: u[training][torch.randint(len(training), (n, 11)), torch.arange(11)],\n    seed=10,\n)",
+    ),
+    Sabotage(
+        "threshold set on test data",
+        OOD,
+        "# Claim: on wines that trained nothing the alarm keeps its rate too.",
+        "notebook",
+        "calibrating, testing = energies[order[:N]], energies[order[N:]]",
+        "calibrating, testing = energies[order[N:]], energies[order[N:]]",
+    ),
+    Sabotage(
+        "conformal threshold that forgets the new observation",
+        OOD,
+        "# Claim: the conformal threshold keeps its rate on average, and the naive quantile breaks it.",
+        "ood.py",
+        "k = math.ceil((n + 1) * (1 - exact))",
+        "k = math.ceil(n * (1 - exact))",
     ),
 ]
 
