@@ -126,3 +126,26 @@ def trajectories(x: Tensor, ax: "Axes", color: str = "white") -> "Axes":
     ax.plot(*path[0].T, "o", color=color, mfc="none", ms=6)
     ax.plot(*path[-1].T, "o", color=color, mec=INK, ms=6)
     return ax
+
+
+def embedding(x: Mapping[str, Tensor], reducer: Any, ax: "Axes") -> "Axes":
+    """Draw several sets of states in the plane that one reducer, fitted to all of them together, puts them in.
+
+    Args:
+        x: states `(n, dim)` by name; the names of `COLORS` get their colours.
+        reducer: has `fit_transform(array) -> (n, 2)`, as scikit-learn's `PCA(2)` and `TSNE(2)` do.
+        ax: axes to draw on.
+
+    Raises:
+        ValueError: if the sets differ in dimension.
+    """
+    widths = {name: tuple(v.shape[1:]) for name, v in x.items()}
+    if len(set(widths.values())) != 1:
+        raise ValueError(f"all sets must have one dimension; got {widths}")
+    together = torch.cat([v.detach().cpu().double() for v in x.values()])
+    points = torch.as_tensor(reducer.fit_transform(together.numpy())).split([len(v) for v in x.values()])
+    for name, xy in zip(x, points, strict=True):
+        ax.plot(*xy.T, ".", ms=3, alpha=0.6, color=COLORS.get(name), label=name, rasterized=len(together) > 3000)
+    ax.set(xlabel="first coordinate", ylabel="second coordinate")
+    ax.legend(markerscale=3)
+    return ax

@@ -36,6 +36,7 @@ LANGEVIN = "05_langevin_sampling.ipynb"
 CHAINS = "06_trusting_chains.ipynb"
 BOLTZMANN = "04_boltzmann_machines.ipynb"
 OOD = "10_out_of_distribution.ipynb"
+PICTURES = "12_visualization.ipynb"
 SABOTAGES = [
     Sabotage(
         "flipped sign of the energy",
@@ -365,6 +366,38 @@ SABOTAGES = [
         "ood.py",
         "k = math.ceil((n + 1) * (1 - exact))",
         "k = math.ceil(n * (1 - exact))",
+    ),
+    Sabotage(
+        "threshold taken from the data",
+        PICTURES,
+        "# Claim: two shares of energies name each failure made on purpose, and miss the stuck chains.",
+        "notebook",
+        'e["model"].quantile(0.99)',
+        'e["data"].quantile(0.99)',
+    ),
+    Sabotage(
+        "string whose points slide into the wells",
+        PICTURES,
+        "# Claim: path, saddle and curvature are those of the closed form.",
+        "notebook",
+        "path = respaced(torch.cat([path[:1], moved[1:-1], path[-1:]]))",
+        "path = torch.cat([path[:1], moved[1:-1], path[-1:]])",
+    ),
+    Sabotage(
+        "farthest for nearest neighbours",
+        PICTURES,
+        "# Claim: decoys that share every point of the picture fail the test in the full space.",
+        "notebook",
+        "distance.topk(k, largest=False)",
+        "distance.fill_diagonal_(0).topk(k, largest=True)",
+    ),
+    Sabotage(
+        "turn that is an average",
+        PICTURES,
+        "# Claim: the middle of two Gaussian points has half their energy, the middle of a turn all of it.",
+        "notebook",
+        "(x + y) / math.sqrt(2)",
+        "(x + y) / 2.0",
     ),
 ]
 

@@ -8,7 +8,16 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
 from ebmlib.energies import GaussianEnergy  # noqa: E402
-from ebmlib.plotting import COLORS, INK, energy_contours, energy_histogram, image_grid, trajectories, use_style  # noqa: E402
+from ebmlib.plotting import (  # noqa: E402
+    COLORS,
+    INK,
+    embedding,
+    energy_contours,
+    energy_histogram,
+    image_grid,
+    trajectories,
+    use_style,
+)
 
 
 @pytest.fixture
@@ -70,3 +79,29 @@ def test_trajectories_begin_and_end_where_the_chains_do(ax):
         assert torch.allclose(torch.tensor(line.get_xydata(), dtype=x.dtype), x[:, i])
     for line, states in ((begin, x[0]), (end, x[-1])):
         assert torch.allclose(torch.tensor(line.get_xydata(), dtype=x.dtype), states)
+
+
+class FirstTwo:
+    """A reducer that shows what it was fitted to."""
+
+    def fit_transform(self, x):
+        self.n = len(x)
+        return x[:, :2] - x[:, :2].mean(0)
+
+
+def test_embedding_reduces_all_sets_together(ax):
+    x = {"data": torch.randn(30, 5, requires_grad=True), "model": torch.randn(20, 5) + 3}
+    reducer = FirstTwo()
+    assert embedding(x, reducer, ax) is ax
+    assert reducer.n == 50
+    shift = torch.cat(list(x.values()))[:, :2].mean(0)
+    for line, (name, states) in zip(ax.lines, x.items(), strict=True):
+        shown = torch.tensor(line.get_xydata(), dtype=states.dtype)
+        assert torch.allclose(shown, states[:, :2] - shift, atol=1e-6)
+        assert line.get_color() == COLORS[name]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == list(x)
+
+
+def test_embedding_refuses_sets_of_several_dimensions(ax):
+    with pytest.raises(ValueError, match="one dimension"):
+        embedding({"data": torch.zeros(3, 4), "model": torch.zeros(3, 5)}, FirstTwo(), ax)
