@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from ebmlib.energies import GaussianEnergy, GaussianMixtureEnergy, energy_and_grad, evaluate, score
+from ebmlib.energies import GaussianEnergy, GaussianMixtureEnergy, by_autograd, energy_and_grad, evaluate, score
 from ebmlib.partition import quadrature
 
 F64 = torch.float64
@@ -83,7 +83,30 @@ def test_gradients_are_the_closed_form():
     assert not e.requires_grad and not grad.requires_grad and not x.requires_grad
 
 
-def test_gradients_are_taken_under_no_grad_too():
+@pytest.mark.parametrize("energy", [gaussian(3, offset=1.0), mixture()])
+def test_the_gradient_by_hand_is_autograds(energy):
+    x = 5 * energy.sample((50,))
+    for a, b in zip(energy_and_grad(energy, x), by_autograd(energy, x), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+def test_a_gradient_by_hand_is_used_and_its_shape_checked():
+    class Energy:
+        def __call__(self, x):
+            raise AssertionError("not needed")
+
+        def energy_and_grad(self, x):
+            return x.sum(1), torch.ones_like(x)
+
+    e, grad = energy_and_grad(Energy(), torch.ones(3, 2))
+    assert e.tolist() == [2, 2, 2] and grad.tolist() == [[1, 1]] * 3
+    Energy.energy_and_grad = lambda self, x: (x, x)
+    with pytest.raises(ValueError, match=r"must return shape \(3,\), one value a row; got \(3, 2\)"):
+        energy_and_grad(Energy(), torch.ones(3, 2))
+
+
+@pytest.mark.parametrize("energy_and_grad", [energy_and_grad, by_autograd])
+def test_gradients_are_taken_under_no_grad_too(energy_and_grad):
     energy = gaussian(2)
     with torch.no_grad():
         _, grad = energy_and_grad(energy, torch.zeros(3, 2, dtype=F64))
