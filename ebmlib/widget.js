@@ -323,7 +323,7 @@ function mount(host) {
     find(".histogram").innerHTML = `<path class="bars" fill="#d55e00" opacity="0.7"/><path class="exact" fill="none"
       stroke="currentColor" stroke-width="1.5"/><path d="M15 125H285" stroke="currentColor"/>${ticks.join("")}
       <text x="150" y="150" text-anchor="middle">energy above the lowest (nats)</text>
-      <text x="285" y="12" text-anchor="end">line: exact</text><text x="285" y="26" text-anchor="end">bars: particles</text>`;
+      <text x="270" y="12" text-anchor="end">line: exact</text><text x="270" y="26" text-anchor="end">bars: particles</text>`;
     restart();
   }
 
@@ -379,7 +379,10 @@ function mount(host) {
     .join("") + `<text x="66" y="12" text-anchor="end">0</text><text x="207" y="12">${payload.span} nats and more</text>`;
 
   cool();
-  if (still) for (let k = 0; k < 50; k++) { sim.step(); record(); }
+  if (still) { // no motion: a picture of particles that have settled
+    for (let k = 0; k < 50; k++) { sim.step(); record(); }
+    draw();
+  }
   new IntersectionObserver(([entry]) => { visible = entry.isIntersecting; schedule(); }).observe(host);
   schedule();
   host.landscape = Object.assign(sim, { draw, advance, logAcceptance, exact: () => exact, average: () => average }); // to try out
