@@ -29,7 +29,8 @@ SLANTED = GaussianEnergy(
     torch.tensor([[1.0, 0.6], [0.6, 0.5]], dtype=torch.float64),
     offset=3.0,
 )
-WELLS = GaussianMixtureEnergy(torch.tensor([[-2.0, 0.0], [2.0, 0.0], [0.0, 2.5]]), 0.7, torch.tensor([0.6, 0.3, 0.1]))
+CENTRES = torch.tensor([[-2.0, 0.0], [2.0, 0.0], [0.0, 2.5]], dtype=torch.float64)
+WELLS = GaussianMixtureEnergy(CENTRES, 0.7, torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64))
 
 
 def network(hidden=(64, 64), activation=nn.SiLU, **options):
@@ -332,7 +333,7 @@ def test_two_on_a_page_do_not_clash(browser):
         assert [call(page, "return s.sampler", index=k) for k in (0, 1)] == ["MALA", "ULA"]
         point = [[0.5, -1.0]]
         e = [call(page, EVALUATE, point, index=k)[0][0] for k in (0, 1)]
-    assert e[0] == pytest.approx(WELLS(torch.tensor(point)).item()) and e[1] == pytest.approx(3)
+    assert e[0] == pytest.approx(WELLS(torch.tensor(point, dtype=torch.float64)).item()) and e[1] == pytest.approx(3)
 
 
 def test_without_scripts_it_says_what_it_needs(browser):
