@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from ebmlib.energies import GaussianEnergy, GaussianMixtureEnergy, energy_and_grad, evaluate, score
+from ebmlib.energies import GaussianEnergy, GaussianMixtureEnergy, energy_and_grad, evaluate, marginal, score
 from ebmlib.partition import quadrature
 
 F64 = torch.float64
@@ -123,3 +123,20 @@ def test_bad_parameters_are_named():
 def test_gradient_of_an_energy_of_the_wrong_shape_is_an_error():
     with pytest.raises(ValueError, match=r"must return shape \(3,\), one value a row; got \(3, 2\)"):
         energy_and_grad(lambda x: x, torch.zeros(3, 2))
+
+
+def test_marginal_of_a_mixture_with_its_labels_is_the_mixture():
+    """With E(x, y) = -log w_y - log p(x|y) the sum over y is the mixture, and p(y|x) is Bayes' rule."""
+    truth = mixture()
+    x = truth.sample((100,), torch.Generator().manual_seed(0))
+    squared = (x[:, None] - truth.means).square().sum(-1)
+    energy_xy = squared / (2 * truth.std**2) - truth.weights.log()
+    energy_x = marginal(lambda _: energy_xy)(x)
+    torch.testing.assert_close(energy_x, truth(x), rtol=0, atol=1e-12)
+    torch.testing.assert_close((energy_x[:, None] - energy_xy).exp().sum(1), torch.ones(100, dtype=F64))
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 4), (3, 0), (3, 4, 1)])
+def test_marginal_names_the_shape_of_energies_without_a_class_axis(shape):
+    with pytest.raises(ValueError, match=r"must be \(3, n_classes\); got \(" + str(shape[0])):
+        marginal(lambda x: torch.zeros(shape))(torch.zeros(3, 2))
