@@ -1,14 +1,35 @@
-"""Some coordinates given the others: what completes an incomplete observation.
+"""Some coordinates given the others, and a discrete one summed out: what completes an incomplete observation.
 
 No Z is needed: as a function of the missing coordinates alone, p(missing | known) ∝ exp(-E(missing, known)).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from .energies import Energy, evaluate
+
+
+def marginal(energy_xy: Callable[[Tensor], Tensor]) -> Energy:
+    """Return the energy of x alone, E(x) = -log Σ_y exp(-E(x, y)): the exact sum over a discrete y.
+
+    With it p(y|x) = exp(E(x) - E(x, y)) is a softmax, and Z of E(x) is that of E(x, y).
+
+    Args:
+        energy_xy: callable `(batch, *event) -> (batch, n_classes)`, the energies of x with each y.
+
+    Raises:
+        ValueError: when called, if the energies are not `(batch, n_classes)`.
+    """
+
+    def energy(x: Tensor) -> Tensor:
+        e = energy_xy(x)
+        if e.ndim != 2 or len(e) != len(x) or e.shape[1] < 1:
+            raise ValueError(f"energies of x with each y must be ({len(x)}, n_classes); got {tuple(e.shape)}")
+        return -torch.logsumexp(-e, dim=1)
+
+    return energy
 
 
 def held(energy: Energy, x: Tensor, missing: Tensor) -> Energy:

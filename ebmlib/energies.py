@@ -55,6 +55,8 @@ def _require_one_a_row(e: Tensor, x: Tensor) -> None:
 def energy_and_grad(energy: Energy, x: Tensor) -> tuple[Tensor, Tensor]:
     """Return E(x) and ∇E(x), both detached: what a sampler needs.
 
+    An energy that has a method `energy_and_grad(x)` gives both itself; of any other, autograd takes the gradient.
+
     Args:
         energy: callable `(batch, *event) -> (batch,)`.
         x: states, shape `(batch, *event)`; left untouched.
@@ -65,6 +67,17 @@ def energy_and_grad(energy: Energy, x: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: if the energy returns another shape.
     """
+    by_hand = getattr(energy, "energy_and_grad", None)
+    if by_hand is None:
+        return by_autograd(energy, x)
+    with torch.no_grad():
+        e, grad = by_hand(x)
+    _require_one_a_row(e, x)
+    return e, grad
+
+
+def by_autograd(energy: Energy, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what `energy_and_grad` returns, by autograd whatever methods the energy has."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         e = energy(x)
@@ -78,37 +91,13 @@ def score(energy: Energy, x: Tensor) -> Tensor:
 
     Args:
         energy: callable `(batch, *event) -> (batch,)`.
-        x: states, shape `(batch, *event)`.
-
-    Returns:
-        Scores, shape `(batch, *event)`.
+        x: states, shape `(batch, *event)`, as the scores.
     """
     with torch.enable_grad():
         if not x.requires_grad:
             x = x.detach().requires_grad_()
         (grad,) = torch.autograd.grad(energy(x).sum(), x, create_graph=True)
     return -grad
-
-
-def marginal(energy_xy: Callable[[Tensor], Tensor]) -> Energy:
-    """Return the energy of x alone, E(x) = -log Σ_y exp(-E(x, y)): the exact sum over a discrete y.
-
-    With it p(y|x) = exp(E(x) - E(x, y)) is a softmax, and Z of E(x) is that of E(x, y).
-
-    Args:
-        energy_xy: callable `(batch, *event) -> (batch, n_classes)`, the energies of x with each y.
-
-    Raises:
-        ValueError: when called, if the energies are not `(batch, n_classes)`.
-    """
-
-    def energy(x: Tensor) -> Tensor:
-        e = energy_xy(x)
-        if e.ndim != 2 or len(e) != len(x) or e.shape[1] < 1:
-            raise ValueError(f"energies of x with each y must be ({len(x)}, n_classes); got {tuple(e.shape)}")
-        return -torch.logsumexp(-e, dim=1)
-
-    return energy
 
 
 class GaussianEnergy:
@@ -127,18 +116,24 @@ class GaussianEnergy:
 
     def __init__(self, mean: Tensor, covariance: Tensor, offset: float = 0.0):
         if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
-            raise ValueError(
-                f"mean must be (dim,) and covariance (dim, dim); got {tuple(mean.shape)}, {tuple(covariance.shape)}"
-            )
+            got = f"{tuple(mean.shape)}, {tuple(covariance.shape)}"
+            raise ValueError(f"mean must be (dim,) and covariance (dim, dim); got {got}")
         factor, info = torch.linalg.cholesky_ex(covariance)
         if info:
             raise ValueError(f"the covariance is not positive definite: its leading minor of order {int(info)} is not")
         self.mean, self.factor, self.offset = mean, factor, offset
+        self.precision = torch.cholesky_inverse(factor)
         self.log_z = 0.5 * len(mean) * math.log(2 * math.pi) + factor.diagonal().log().sum().item() - offset
 
     def __call__(self, x: Tensor) -> Tensor:
         residual = torch.linalg.solve_triangular(self.factor, (x - self.mean).T, upper=False)
         return 0.5 * residual.square().sum(0) + self.offset
+
+    def energy_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return E(x) and ∇E(x) = Σ⁻¹ (x-μ)."""
+        residual = x - self.mean
+        grad = residual @ self.precision
+        return 0.5 * torch.linalg.vecdot(residual, grad) + self.offset, grad
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Return log p(x) in nats, shape `(batch,)`."""
@@ -168,10 +163,8 @@ class GaussianMixtureEnergy:
     def __init__(self, means: Tensor, std: float, weights: Tensor | None = None, offset: float = 0.0):
         weights = torch.ones_like(means[:, 0]) if weights is None else weights
         if means.ndim != 2 or weights.shape != means.shape[:1]:
-            raise ValueError(
-                f"means must be (n_components, dim), weights (n_components,); "
-                f"got {tuple(means.shape)}, {tuple(weights.shape)}"
-            )
+            got = f"{tuple(means.shape)}, {tuple(weights.shape)}"
+            raise ValueError(f"means must be (n_components, dim), weights (n_components,); got {got}")
         if not std > 0:
             raise ValueError(f"std must be positive; got {std}")
         if not (weights > 0).all():
@@ -180,8 +173,18 @@ class GaussianMixtureEnergy:
         self.log_z = 0.5 * means.shape[1] * math.log(2 * math.pi * std**2) - offset
 
     def __call__(self, x: Tensor) -> Tensor:
+        return self.offset - torch.logsumexp(self._log_joint(x), dim=1)
+
+    def energy_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return E(x) and ∇E(x) = (x - Σₖ rₖ μₖ) / σ², where rₖ is the share of component k in the density at x."""
+        log_joint = self._log_joint(x)
+        log_sum = torch.logsumexp(log_joint, dim=1)
+        share = (log_joint - log_sum[:, None]).exp()
+        return self.offset - log_sum, (x - share @ self.means) / self.std**2
+
+    def _log_joint(self, x: Tensor) -> Tensor:
         squared = (x[:, None] - self.means).square().sum(-1)
-        return self.offset - torch.logsumexp(self.weights.log() - squared / (2 * self.std**2), dim=1)
+        return self.weights.log() - squared / (2 * self.std**2)
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Return log p(x) in nats, shape `(batch,)`."""

@@ -61,12 +61,9 @@ class Langevin:
 
     def step(self, energy: Energy, state: State, generator: torch.Generator | None = None) -> tuple[State, Tensor]:
         """Return the next state, and ones `(batch,)`: every proposal is accepted."""
-        x = state.x
-        x = torch.add(x, energy_and_grad(energy, x)[1], alpha=-self.step_size)  # out of place: states do not change
+        x = torch.add(state.x, energy_and_grad(energy, state.x)[1], alpha=-self.step_size)  # states do not change
         xi = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
-        return State(x.add_(xi, alpha=math.sqrt(2 * self.step_size * self.temperature))), torch.ones(
-            len(x), dtype=x.dtype, device=x.device
-        )
+        return State(x.add_(xi, alpha=math.sqrt(2 * self.step_size * self.temperature))), x.new_ones(len(x))
 
 
 @dataclass(frozen=True)
@@ -144,8 +141,7 @@ def trace(
     if n_draws < 1 or thin < 1:
         raise ValueError(f"n_draws and thin must be at least 1; got {n_draws} and {thin}")
     state = kernel.init(energy, x)
-    draws = torch.empty(n_draws, *state.x.shape, dtype=state.x.dtype, device=state.x.device)
-    accepted = torch.zeros(n_draws, len(x), dtype=state.x.dtype, device=state.x.device)
+    draws, accepted = state.x.new_empty(n_draws, *state.x.shape), state.x.new_zeros(n_draws, len(x))
     for i in range(n_draws):
         for _ in range(thin):
             state, accept_prob = kernel.step(energy, state, generator)
@@ -172,13 +168,17 @@ def _metropolis(
     assert e is not None and grad is not None
     v = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
     new_x, new_v, new_e, new_grad = leapfrog(energy, x, v, grad, step_size, n_leapfrog)
-    h, new_h = (a + 0.5 * b.reshape(len(x), -1).square().sum(1) for a, b in ((e, v), (new_e, new_v)))
+    h, new_h = _hamiltonian(e, v), _hamiltonian(new_e, new_v)
     # A proposal without a finite energy is rejected; -∞ too, for a chain would never leave it.
-    accept_prob = torch.where(torch.isfinite(new_h), (h - new_h).exp().clamp(max=1), 0)
+    accept_prob = torch.where(new_h.abs() < math.inf, h - new_h, -math.inf).clamp_(max=0).exp_()
     accept = torch.rand(e.shape, generator=generator, dtype=e.dtype, device=e.device) < accept_prob
     row = accept.view(-1, *[1] * (x.ndim - 1))
     new_x, new_e, new_grad = torch.where(row, new_x, x), torch.where(accept, new_e, e), torch.where(row, new_grad, grad)
     return State(new_x, new_e, new_grad), accept_prob
+
+
+def _hamiltonian(e: Tensor, v: Tensor) -> Tensor:
+    return torch.add(e, torch.linalg.vecdot(v.reshape(len(v), -1), v.reshape(len(v), -1)), alpha=0.5)
 
 
 def _carried(energy: Energy, x: Tensor) -> State:

@@ -13,7 +13,8 @@ from torch.distributions import Categorical, MixtureSameFamily, MultivariateNorm
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "benchmarks"))
 
-from wine_density import INPUTS, published_splits  # noqa: E402
+import persistent_chains  # noqa: E402
+import wine_density  # noqa: E402
 from wine_models import DIM, Blend, FullMixture, KernelDensity, MaskedMixtures, blend_by_validation  # noqa: E402
 
 
@@ -72,21 +73,42 @@ def test_the_blend_weighs_by_validation(mixture):
 def test_published_folds_are_read(tmp_path):
     block = np.arange(1, 21).reshape(1, 20) % 10
     np.savez(tmp_path / "folds.npz", block=block)
-    (split,) = published_splits(tmp_path / "folds.npz")
+    (split,) = wine_density.published_splits(tmp_path / "folds.npz")
     assert (block[0, split.test] == 0).all() and (block[0, split.validation] == 9).all()
     assert len(split.train) == 16
 
 
-def test_results_have_their_provenance_and_add_up():
-    text = (ROOT / "tests/benchmarks/results/wine_density.json").read_text("utf-8")
-    results = json.loads(text)
-    origin = results["provenance"]
+RESULTS = {"wine_density": wine_density.INPUTS, "persistent_chains": persistent_chains.INPUTS}
+
+
+def test_every_results_file_is_tested():
+    assert {path.stem for path in (ROOT / "tests/benchmarks/results").glob("*.json")} == set(RESULTS)
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_results_have_their_provenance(name):
+    text = (ROOT / f"tests/benchmarks/results/{name}.json").read_text("utf-8")
+    origin = json.loads(text)["provenance"]
     assert {"command", "commit", "dirty", "date", "cpu_seconds", "versions", "sha256"} <= set(origin)
-    assert set(INPUTS) <= set(origin["sha256"]), "the hashes of all inputs are recorded"
+    assert set(RESULTS[name]) <= set(origin["sha256"]), "the hashes of all inputs are recorded"
     assert origin["dirty"] is False, "the run was made on a committed state"
     assert str(ROOT) not in text and str(Path.home()) not in text, "it names no path of a machine"
+
+
+def test_the_wine_table_adds_up():
+    results = json.loads((ROOT / "tests/benchmarks/results/wine_density.json").read_text("utf-8"))
     assert {row["protocol"] for row in results["rows"]} == {"A", "B"}
     for row in results["rows"]:
         assert len(row["per_fold"]) == 10
         assert row["nats_mean"] == pytest.approx(np.mean(row["per_fold"]))
         assert row["nats_se"] == pytest.approx(np.std(row["per_fold"], ddof=1) / 10**0.5)
+
+
+def test_the_table_of_persistent_chains_is_whole_and_meets_its_bars():
+    rows = json.loads((ROOT / "tests/benchmarks/results/persistent_chains.json").read_text("utf-8"))["rows"]
+    kinds = [(row["data"], row["method"], row["seed"]) for row in rows]
+    methods, seeds = persistent_chains.METHODS, persistent_chains.SEEDS
+    assert sorted(kinds) == sorted((d, m, s) for d in persistent_chains.TOYS for m in methods for s in seeds)
+    for data, (must, _) in persistent_chains.BARS.items():
+        ours = [row["kl"] for row in rows if row["data"] == data and row["method"] == "pcd"]
+        assert np.median(ours) <= must, f"{data}: {ours}"

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.distributions import Normal
 
-from ebmlib.conditional import conditional_log_prob, grid_quantiles, held
-from ebmlib.energies import GaussianEnergy
+from ebmlib.conditional import conditional_log_prob, grid_quantiles, held, marginal
+from ebmlib.energies import GaussianEnergy, GaussianMixtureEnergy
 from ebmlib.samplers import MALA, trace
 
 F64 = torch.float64
@@ -71,6 +71,25 @@ def test_each_block_holds_its_own_rows():
     v = torch.randn(60, 3, dtype=F64, generator=torch.Generator().manual_seed(2))
     completed = torch.cat([torch.where(missing, block, X) for block in v.chunk(3)])
     torch.testing.assert_close(held(ENERGY, X, missing)(v), ENERGY(completed))
+
+
+def test_marginal_of_a_mixture_with_its_labels_is_the_mixture():
+    """With E(x, y) = -log w_y - log p(x|y) the sum over y is the mixture, and p(y|x) is Bayes' rule."""
+    truth = GaussianMixtureEnergy(
+        torch.tensor([[-1.0, 0.0], [1.5, 0.5]], dtype=F64), 0.6, torch.tensor([1.0, 3.0], dtype=F64)
+    )
+    x = truth.sample((100,), torch.Generator().manual_seed(0))
+    squared = (x[:, None] - truth.means).square().sum(-1)
+    energy_xy = squared / (2 * truth.std**2) - truth.weights.log()
+    energy_x = marginal(lambda _: energy_xy)(x)
+    torch.testing.assert_close(energy_x, truth(x), rtol=0, atol=1e-12)
+    torch.testing.assert_close((energy_x[:, None] - energy_xy).exp().sum(1), torch.ones(100, dtype=F64))
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 4), (3, 0), (3, 4, 1)])
+def test_marginal_names_the_shape_of_energies_without_a_class_axis(shape):
+    with pytest.raises(ValueError, match=r"must be \(3, n_classes\); got \(" + str(shape[0])):
+        marginal(lambda x: torch.zeros(shape))(torch.zeros(3, 2))
 
 
 def test_bad_input_is_named():

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from ebmlib.energies import GaussianEnergy, GaussianMixtureEnergy, energy_and_grad, evaluate, marginal, score
+from ebmlib.energies import GaussianEnergy, GaussianMixtureEnergy, by_autograd, energy_and_grad, evaluate, score
 from ebmlib.partition import quadrature
 
 F64 = torch.float64
@@ -83,7 +83,30 @@ def test_gradients_are_the_closed_form():
     assert not e.requires_grad and not grad.requires_grad and not x.requires_grad
 
 
-def test_gradients_are_taken_under_no_grad_too():
+@pytest.mark.parametrize("energy", [gaussian(3, offset=1.0), mixture()])
+def test_the_gradient_by_hand_is_autograds(energy):
+    x = 5 * energy.sample((50,))
+    for a, b in zip(energy_and_grad(energy, x), by_autograd(energy, x), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+def test_a_gradient_by_hand_is_used_and_its_shape_checked():
+    class Energy:
+        def __call__(self, x):
+            raise AssertionError("not needed")
+
+        def energy_and_grad(self, x):
+            return x.sum(1), torch.ones_like(x)
+
+    e, grad = energy_and_grad(Energy(), torch.ones(3, 2))
+    assert e.tolist() == [2, 2, 2] and grad.tolist() == [[1, 1]] * 3
+    Energy.energy_and_grad = lambda self, x: (x, x)
+    with pytest.raises(ValueError, match=r"must return shape \(3,\), one value a row; got \(3, 2\)"):
+        energy_and_grad(Energy(), torch.ones(3, 2))
+
+
+@pytest.mark.parametrize("energy_and_grad", [energy_and_grad, by_autograd])
+def test_gradients_are_taken_under_no_grad_too(energy_and_grad):
     energy = gaussian(2)
     with torch.no_grad():
         _, grad = energy_and_grad(energy, torch.zeros(3, 2, dtype=F64))
@@ -123,20 +146,3 @@ def test_bad_parameters_are_named():
 def test_gradient_of_an_energy_of_the_wrong_shape_is_an_error():
     with pytest.raises(ValueError, match=r"must return shape \(3,\), one value a row; got \(3, 2\)"):
         energy_and_grad(lambda x: x, torch.zeros(3, 2))
-
-
-def test_marginal_of_a_mixture_with_its_labels_is_the_mixture():
-    """With E(x, y) = -log w_y - log p(x|y) the sum over y is the mixture, and p(y|x) is Bayes' rule."""
-    truth = mixture()
-    x = truth.sample((100,), torch.Generator().manual_seed(0))
-    squared = (x[:, None] - truth.means).square().sum(-1)
-    energy_xy = squared / (2 * truth.std**2) - truth.weights.log()
-    energy_x = marginal(lambda _: energy_xy)(x)
-    torch.testing.assert_close(energy_x, truth(x), rtol=0, atol=1e-12)
-    torch.testing.assert_close((energy_x[:, None] - energy_xy).exp().sum(1), torch.ones(100, dtype=F64))
-
-
-@pytest.mark.parametrize("shape", [(3,), (2, 4), (3, 0), (3, 4, 1)])
-def test_marginal_names_the_shape_of_energies_without_a_class_axis(shape):
-    with pytest.raises(ValueError, match=r"must be \(3, n_classes\); got \(" + str(shape[0])):
-        marginal(lambda x: torch.zeros(shape))(torch.zeros(3, 2))

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from ebmlib.energies import by_autograd, energy_and_grad
 from ebmlib.networks import Confined, ConvEnergy, MLPEnergy, SoftSteps
 from ebmlib.partition import quadrature
 
@@ -33,6 +34,52 @@ def test_mlp_options():
     assert (MLPEnergy(2, (8,), zero_last=True)(torch.randn(5, 2)) == 0).all()
     kinds = [type(layer) for layer in MLPEnergy(2, (8, 8), activation=nn.ReLU, dropout=0.2).net]
     assert kinds == [nn.Linear, nn.ReLU, nn.Dropout, nn.Linear, nn.ReLU, nn.Dropout, nn.Linear]
+
+
+@given(dim=st.integers(1, 3), widths=st.lists(st.integers(1, 6), max_size=3), confined=st.booleans())
+def test_the_gradient_by_hand_is_autograds(dim, widths, confined):
+    energy = MLPEnergy(dim, widths).double()
+    x = 3 * torch.randn(4, dim, dtype=F64)
+    start = x.clone()
+    for a, b in zip(energy.energy_and_grad(x), by_autograd(energy, x), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    if confined:
+        energy = Confined(energy, 1.5)
+        for a, b in zip(energy_and_grad(energy, x), by_autograd(energy, x), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    assert (x == start).all() and all(p.grad is None for p in energy.parameters())
+
+
+class Twice(MLPEnergy):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize(
+    "energy",
+    [
+        MLPEnergy(2, (4,), activation=nn.Tanh),
+        MLPEnergy(2, (4,), dropout=0.5).eval(),
+        Twice(2, (4,)),
+        Confined(Twice(2, (4,)), 1.0),
+        Confined(lambda x: torch.zeros(len(x)), 1.0),
+    ],
+)
+def test_what_the_hand_does_not_know_goes_to_autograd(energy):
+    x = torch.randn(3, 2)
+    for a, b in zip(energy_and_grad(energy, x), by_autograd(energy, x), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_spectral_normalisation_goes_to_autograd():
+    """Its weight changes with each reading in training mode: by hand, forward and backward would use two."""
+    energy = MLPEnergy(2, (4,))
+    nn.utils.parametrizations.spectral_norm(energy.net[0])
+    x = torch.randn(3, 2)
+    energy(x)
+    energy.eval()
+    torch.testing.assert_close(energy_and_grad(energy, x)[1], by_autograd(energy, x)[1])
+    assert type(energy.net[0]) is not nn.Linear
 
 
 def test_confined_is_a_gaussian_when_the_energy_is_flat():

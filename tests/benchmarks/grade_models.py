@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from wine_models import BATCH, DIM, FullMixture
 
-from ebmlib.energies import Energy, marginal
+from ebmlib.conditional import marginal
+from ebmlib.energies import Energy
 from ebmlib.losses import nce_from_logits
 from ebmlib.networks import MLPEnergy, SoftSteps
 from ebmlib.training import minibatches, train

@@ -3,7 +3,7 @@
 import hashlib
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -12,14 +12,21 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 
 
-def provenance(command: str, inputs: Sequence[str], packages: Sequence[str] = ("torch", "numpy")) -> dict[str, Any]:
+def provenance(
+    command: str,
+    inputs: Sequence[str],
+    packages: Sequence[str] = ("torch", "numpy"),
+    others: Mapping[str, Path] | None = None,
+) -> dict[str, Any]:
     """Return the origin of a run that starts now; `dirty` says whether an input differs from the commit.
 
     Args:
         command: what was typed.
         inputs: files of the repository that the results depend on, relative to its root.
         packages: whose versions to record.
+        others: files from elsewhere whose hashes to record, by a name without a path.
     """
+    files = {name: ROOT / name for name in inputs} | dict(others or {})
 
     def git(*args: str) -> str:
         return subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True).stdout.strip()
@@ -31,5 +38,5 @@ def provenance(command: str, inputs: Sequence[str], packages: Sequence[str] = ("
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "machine": f"{platform.machine()}, one thread a process",
         "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
-        "sha256": {name: hashlib.sha256((ROOT / name).read_bytes()).hexdigest() for name in inputs},
+        "sha256": {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()},
     }

@@ -9,17 +9,12 @@ Hyperparameters were chosen on validation parts; a test part scores what validat
 """
 
 import argparse
-import hashlib
 import json
 import math
 import os
-import platform
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from datetime import UTC, datetime
-from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean, stdev
@@ -27,6 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from provenance import provenance
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 from wine_models import (
@@ -45,10 +41,10 @@ from wine_models import (
 from ebmlib.datasets import LogStandardize, Split, kfold, mixture, wine_quality
 
 MODULES = ("datasets", "energies", "losses", "networks", "partition", "tilted", "training")
-HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
+HERE = Path(__file__).parent
 INPUTS = [
     *(f"ebmlib/{name}.py" for name in MODULES),
-    *(f"tests/benchmarks/{name}.py" for name in ("wine_density", "wine_models")),
+    *(f"tests/benchmarks/{name}.py" for name in ("wine_density", "wine_models", "provenance")),
     "ebmlib/data/winequality-red.csv",
 ]
 LOG_COLUMNS = [0, 1, 3, 4, 5, 6, 9, 10]  # all but citric acid (often zero), density and pH
@@ -311,23 +307,6 @@ def published_splits(path: Path) -> list[Split]:
     return [Split(*(np.flatnonzero(part) for part in ((b > 0) & (b < 9), b == 9, b == 0))) for b in blocks]
 
 
-def provenance(folds: Path | None, command: str) -> dict[str, Any]:
-    def git(*args: str) -> str:
-        return subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-
-    files = {name: ROOT / name for name in INPUTS} | ({"published folds": folds} if folds else {})
-    return {
-        "command": command,
-        "commit": git("rev-parse", "HEAD") or None,
-        "dirty": bool(git("status", "--porcelain", "--", *INPUTS)),
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "machine": f"{platform.machine()}, one thread a process",
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("torch", "numpy", "scikit-learn", "zuko")},
-        "sha256": {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()},
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folds", type=Path, help="the published folds (npz); adds protocol A")
@@ -336,9 +315,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "results" / "wine_density.json")
     args = parser.parse_args()
     command = "python tests/benchmarks/wine_density.py" + (" --folds red_wine_folds.npz" if args.folds else "")
-    head = provenance(
-        args.folds, command + (f" --jobs {args.jobs}" if args.jobs > 1 else "")
-    )  # what the run starts from
+    command += f" --jobs {args.jobs}" if args.jobs > 1 else ""
+    others = {"published folds": args.folds} if args.folds else {}
+    head = provenance(command, INPUTS, ("torch", "numpy", "scikit-learn", "zuko"), others)  # before anything changes
 
     frame = wine_quality("red")
     unique = torch.tensor(frame.drop_duplicates().to_numpy()[:, :DIM])

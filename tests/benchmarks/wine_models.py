@@ -80,8 +80,12 @@ class FullMixture:
 
     def joint(self, x: Tensor) -> Tensor:
         """Return log p(x, k), shape `(n, n_components)`."""
-        z = (x @ self.whiten).view(len(x), *self.shift.shape) - self.shift
-        return self.log_scale - 0.5 * z.square().sum(2)
+
+        def part(rows: Tensor) -> Tensor:
+            z = (rows @ self.whiten).view(len(rows), *self.shift.shape) - self.shift
+            return self.log_scale - 0.5 * z.square().sum(2)
+
+        return torch.cat([part(rows) for rows in x.split(512)])  # what stays in the cache takes half of the time
 
     def log_prob(self, x: Tensor) -> Tensor:
         return torch.logsumexp(self.joint(x), dim=1)
