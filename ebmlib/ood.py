@@ -1,0 +1,115 @@
+"""Out-of-distribution detection by energy: an alarm is raised where the energy is above a threshold."""
+
+import math
+from fractions import Fraction
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+def conformal_threshold(energies: Tensor, alpha: float) -> float:
+    """Return the threshold above which a normal observation falls with probability at most α.
+
+        threshold = the k-th smallest of n calibration energies,  k = ⌈(n + 1)(1 - α)⌉
+
+    The k-th place and not the share 1 - α itself: the new observation takes a rank among n + 1. With energies without
+    ties the probability is exactly 1 - k / (n + 1). It is an average over calibration sets: for a single one the rate
+    of false alarms follows Beta(n + 1 - k, k).
+
+    Args:
+        energies: of normal observations that neither trained the energy nor chose anything, shape `(n,)`; an
+            observation is exchangeable with them, if it is normal.
+        alpha: α, the rate of false alarms to allow, in (0, 1).
+
+    Raises:
+        ValueError: if α is not in (0, 1), n is below 1/α - 1 (no threshold can then promise α), or an energy is NaN
+            or infinite.
+
+    Source: Vovk, Gammerman and Shafer (2005), Algorithmic Learning in a Random World.
+    """
+    if not 0 < alpha < 1:
+        raise ValueError(f"alpha must lie between 0 and 1; got {alpha}")
+    energies = _checked(energies, "energies")
+    n, exact = len(energies), Fraction(repr(float(alpha)))  # as it is written: 0.1 is a tenth
+    k = math.ceil((n + 1) * (1 - exact))
+    if k > n:
+        raise ValueError(
+            f"alpha = {alpha} needs at least {math.ceil(1 / exact) - 1} calibration energies; got {n}. "
+            f"With fewer no finite threshold keeps the promise"
+        )
+    return energies.sort().values[k - 1].item()
+
+
+class OODReport(NamedTuple):
+    """How well energies tell out-of-distribution (OOD) observations, the positives, from normal ones.
+
+    Attributes:
+        auroc: probability that an OOD energy exceeds a normal one, ties counting half.
+        aupr: average precision of the alarms; its chance level is the share of OOD among all, so it moves with that.
+        fpr95: share of OOD accepted by the lowest threshold that accepts at least 95 % of the normal energies.
+        auroc_interval: 95 % interval (low, high), as the other two.
+        aupr_interval: at the same share of OOD.
+        fpr95_interval: includes that the threshold is uncertain.
+    """
+
+    auroc: float
+    aupr: float
+    fpr95: float
+    auroc_interval: tuple[float, float]
+    aupr_interval: tuple[float, float]
+    fpr95_interval: tuple[float, float]
+
+
+def evaluate_ood(energies_in: Tensor, energies_out: Tensor, n_bootstrap: int = 300, seed: int = 0) -> OODReport:
+    """Return AUROC, AUPR and FPR95 of an alarm at high energy, by scikit-learn, with bootstrap intervals.
+
+    The intervals lie between the 2.5 % and 97.5 % quantiles over resampled observations, normal and OOD each with
+    replacement. They know nothing of what retraining would change, and have no width where no energies overlap.
+
+    Args:
+        energies_in: energies of normal observations, shape `(n_in,)`, in nats or any other unit.
+        energies_out: energies of OOD observations, shape `(n_out,)`.
+        n_bootstrap: number of resamplings.
+        seed: of the resampling.
+
+    Raises:
+        ValueError: if either set is empty, is not one energy a row, or holds a NaN or infinite value, or
+            `n_bootstrap` is below 40, where the quantiles would be the extremes.
+
+    Source: scikit-learn's `roc_curve` and `average_precision_score`; Efron and Tibshirani (1993), An Introduction to
+    the Bootstrap.
+    """
+    if n_bootstrap < 40:
+        raise ValueError(f"n_bootstrap must be at least 40; got {n_bootstrap}")
+    e_in, e_out = _checked(energies_in, "energies_in"), _checked(energies_out, "energies_out")
+    generator = torch.Generator().manual_seed(seed)
+
+    def resampled(e: Tensor) -> Tensor:
+        return e[torch.randint(len(e), (len(e),), generator=generator)]
+
+    draws = torch.tensor([_measures(resampled(e_in), resampled(e_out)) for _ in range(n_bootstrap)])
+    bounds = draws.double().quantile(torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0).T.tolist()
+    return OODReport(*_measures(e_in, e_out), *((low, high) for low, high in bounds))
+
+
+def _measures(e_in: Tensor, e_out: Tensor) -> tuple[float, float, float]:
+    """Return AUROC, AUPR and FPR95."""
+    from sklearn.metrics import auc, average_precision_score, roc_curve
+
+    energies = torch.cat([e_in, e_out]).numpy()
+    is_out = torch.arange(len(energies)).numpy() >= len(e_in)
+    alarms_in, alarms_out, _ = roc_curve(is_out, energies, drop_intermediate=False)
+    # The rates are multiples of 1/n; a millionth forgives their rounding.
+    accepted = 1 - alarms_out[alarms_in <= 0.05 + 1e-6].max()
+    return float(auc(alarms_in, alarms_out)), float(average_precision_score(is_out, energies)), float(accepted)
+
+
+def _checked(energies: Tensor, name: str) -> Tensor:
+    """Return the energies in double precision on the CPU, if there is one a row and all are finite."""
+    if energies.ndim != 1 or len(energies) == 0:
+        raise ValueError(f"{name} must be (n,), one a row, and not empty; got {tuple(energies.shape)}")
+    if not torch.isfinite(energies).all():
+        row = int(torch.nonzero(~torch.isfinite(energies))[0])
+        raise ValueError(f"{name} row {row} is {energies[row].item()}")
+    return energies.detach().double().cpu()

@@ -1,0 +1,152 @@
+"""The conformal promise holds where the naive quantile breaks it; the report agrees with definitions written out."""
+
+import math
+
+import pytest
+import torch
+from scipy import stats
+
+from ebmlib.ood import conformal_threshold, evaluate_ood
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def false_alarms(threshold, n: int, n_sets: int = 10_000) -> torch.Tensor:
+    """Return the exact rate of false alarms of each of many calibration sets of standard normal energies."""
+    thresholds = torch.tensor([threshold(e) for e in normal(n_sets, n)], dtype=torch.float64)
+    return torch.special.ndtr(-thresholds)
+
+
+@pytest.mark.parametrize("n, alpha", [(200, 0.05), (19, 0.05), (100, 0.3)])
+def test_the_mean_rate_of_false_alarms_is_the_promised_one(n, alpha):
+    k = math.ceil(round((n + 1) * (1 - alpha), 9))
+    rates = false_alarms(lambda e: conformal_threshold(e, alpha), n)
+    z = (rates.mean() - (1 - k / (n + 1))) / (rates.std() / len(rates) ** 0.5)
+    assert abs(z) < 4, f"{rates.mean()} is {z} standard errors off: a false alarm has chance 6e-5"
+
+
+def test_the_naive_quantile_breaks_the_promise():
+    rates = false_alarms(lambda e: e.quantile(0.95), 200)
+    z = (rates.mean() - 10 / 201) / (rates.std() / len(rates) ** 0.5)
+    assert z > 4, f"the naive quantile is only {z} standard errors above"
+
+
+def test_the_rates_of_single_sets_follow_the_beta_distribution():
+    rates = false_alarms(lambda e: conformal_threshold(e, 0.05), 200)
+    assert stats.kstest(rates.numpy(), stats.beta(10, 191).cdf).pvalue > 1e-4
+    assert stats.kstest(rates.numpy(), stats.beta(11, 190).cdf).pvalue < 1e-4, "the test has no power"
+
+
+def test_threshold_is_the_kth_smallest_energy():
+    e = torch.arange(1.0, 20.0)[torch.randperm(19)]
+    assert conformal_threshold(e, 0.05) == 19.0
+    assert conformal_threshold(e, 0.1) == 18.0
+    assert conformal_threshold(e, 0.5) == 10.0
+
+
+@pytest.mark.parametrize("n, alpha, k", [(99, 0.29, 71), (99, 0.07, 93), (9, 0.1, 9), (999, 0.001, 999)])
+def test_alpha_is_what_is_written(n, alpha, k):
+    """Rounding in (n + 1)(1 - α) must not cost a place: 100 · 0.29 is 28.999… in floating point."""
+    assert conformal_threshold(torch.arange(1, n + 1), alpha) == k
+
+
+def test_ties_only_lower_the_rate():
+    threshold = conformal_threshold(torch.tensor([1.0] * 10 + [2.0] * 30), 0.5)
+    assert threshold == 2.0
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0, -0.1, 1.5, math.nan])
+def test_alpha_outside_is_refused(alpha):
+    with pytest.raises(ValueError, match="alpha must lie between 0 and 1"):
+        conformal_threshold(normal(50), alpha)
+
+
+def test_too_few_calibration_energies_are_refused():
+    with pytest.raises(ValueError, match="needs at least 99 calibration energies; got 98"):
+        conformal_threshold(normal(98), 0.01)
+    assert conformal_threshold(normal(99), 0.01) == normal(99).max()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_energies_that_are_not_finite_are_refused(bad):
+    e = normal(50)
+    e[7] = bad
+    with pytest.raises(ValueError, match=f"energies row 7 is {bad}"):
+        conformal_threshold(e, 0.1)
+    with pytest.raises(ValueError, match=f"energies_in row 7 is {bad}"):
+        evaluate_ood(e, normal(50))
+    with pytest.raises(ValueError, match=f"energies_out row 7 is {bad}"):
+        evaluate_ood(normal(50), e)
+
+
+def test_empty_sets_and_other_shapes_are_refused():
+    with pytest.raises(ValueError, match=r"energies must be \(n,\)"):
+        conformal_threshold(torch.empty(0), 0.1)
+    with pytest.raises(ValueError, match="energies_out must be .* not empty"):
+        evaluate_ood(normal(50), torch.empty(0))
+    with pytest.raises(ValueError, match="energies_in must be .* not empty"):
+        evaluate_ood(torch.empty(0), normal(50))
+    with pytest.raises(ValueError, match=r"energies_out must be .* got \(5, 10\)"):
+        evaluate_ood(normal(50), normal(5, 10))
+    with pytest.raises(ValueError, match="n_bootstrap must be at least 40"):
+        evaluate_ood(normal(50), normal(50), n_bootstrap=10)
+
+
+def test_report_agrees_with_the_definitions():
+    e_in, e_out = normal(200), 1.5 + normal(80, seed=1)
+    e_out[:5] = e_in[:5]  # ties
+    report = evaluate_ood(e_in, e_out, n_bootstrap=40)
+    pairs = (e_out[:, None] > e_in).double() + 0.5 * (e_out[:, None] == e_in)
+    assert report.auroc == pytest.approx(pairs.mean().item(), abs=1e-12)
+    accepts_95 = e_in.sort().values[math.ceil(0.95 * 200) - 1]
+    assert report.fpr95 == pytest.approx((e_out <= accepts_95).double().mean().item(), abs=1e-12)
+    levels = torch.cat([e_in, e_out]).unique().flip(0)
+    recall = torch.stack([(e_out >= t).double().mean() for t in levels])
+    precision = torch.stack([(e_out >= t).sum() / ((e_out >= t).sum() + (e_in >= t).sum()) for t in levels])
+    steps = torch.diff(recall, prepend=torch.zeros(1))
+    assert report.aupr == pytest.approx((steps * precision).sum().item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("n_in", [136, 20, 19, 7])
+def test_fpr95_accepts_at_least_95_percent(n_in):
+    e_in, e_out = normal(n_in), 1 + normal(500, seed=1)
+    accepts_95 = e_in.sort().values[math.ceil(0.95 * n_in) - 1]
+    expected = (e_out <= accepts_95).double().mean().item()
+    assert evaluate_ood(e_in, e_out, n_bootstrap=40).fpr95 == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_order_of_the_energies_is_all_that_counts():
+    e_in, e_out = normal(100), 1 + normal(100, seed=1)
+    report = evaluate_ood(e_in, e_out, n_bootstrap=40)
+    assert evaluate_ood(3 * e_in - 7, 3 * e_out - 7, n_bootstrap=40) == report
+    assert evaluate_ood(-e_in, -e_out, n_bootstrap=40).auroc == pytest.approx(1 - report.auroc)
+
+
+def test_extremes():
+    apart = evaluate_ood(normal(50), 100 + normal(50), n_bootstrap=40)
+    assert (apart.auroc, apart.aupr, apart.fpr95) == (1, 1, 0)
+    assert apart.auroc_interval == (1, 1)
+    constant = evaluate_ood(torch.zeros(50), torch.zeros(50), n_bootstrap=40)
+    assert (constant.auroc, constant.aupr, constant.fpr95) == (0.5, 0.5, 1)
+
+
+def test_the_interval_is_as_wide_as_repeated_experiments_vary():
+    report = evaluate_ood(normal(400), 1 + normal(300, seed=1), n_bootstrap=400)
+    repeats = torch.stack(
+        [(1 + normal(300, seed=2 * i + 11)[:, None] > normal(400, seed=2 * i + 10)).double().mean() for i in range(400)]
+    )
+    low, high = report.auroc_interval
+    assert low < report.auroc < high
+    assert (high - low) / (2 * 1.96 * repeats.std().item()) == pytest.approx(1, abs=0.25)
+    truth = torch.special.ndtr(torch.tensor(0.5**0.5)).item()
+    assert repeats.mean().item() == pytest.approx(truth, abs=4 * repeats.std().item() / 20)
+
+
+def test_equal_seeds_give_equal_intervals():
+    e_in, e_out = normal(60), 1 + normal(60, seed=1)
+    assert evaluate_ood(e_in, e_out, n_bootstrap=40) == evaluate_ood(e_in, e_out, n_bootstrap=40)
+    other = evaluate_ood(e_in, e_out, n_bootstrap=40, seed=1)
+    assert other.auroc == evaluate_ood(e_in, e_out, n_bootstrap=40).auroc
+    assert other.auroc_interval != evaluate_ood(e_in, e_out, n_bootstrap=40).auroc_interval
