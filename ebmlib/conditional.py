@@ -124,7 +124,7 @@ def grid_quantiles(points: Tensor, log_prob: Tensor, levels: Sequence[float]) ->
         raise ValueError(
             f"log_prob must be (n, n_points) for points (n_points,); got {tuple(log_prob.shape)}, {tuple(points.shape)}"
         )
-    p = log_prob.exp()
+    p, points = log_prob.exp(), points.to(log_prob)
     below = ((p[:, 1:] + p[:, :-1]) / 2 * points.diff()).cumsum(1)
     below = torch.nn.functional.pad(below / below[:, -1:], (1, 0))
     right = (below[:, :, None] <= level).sum(1).clamp(max=len(points) - 1)  # the first point with more mass below it

@@ -35,6 +35,7 @@ ENERGY, LOG_Z, WINE = "01_energy_and_density.ipynb", "02_partition_functions.ipy
 LANGEVIN = "05_langevin_sampling.ipynb"
 CHAINS = "06_trusting_chains.ipynb"
 BOLTZMANN = "04_boltzmann_machines.ipynb"
+COMPLETING = "11_completing_wines.ipynb"
 SABOTAGES = [
     Sabotage(
         "flipped sign of the energy",
@@ -331,6 +332,46 @@ SABOTAGES = [
         "training.py",
         'torch.set_rng_state(saved["random"]["cpu"])',
         'saved["random"]["cpu"]',
+    ),
+    Sabotage(
+        "sum over classes left out",
+        COMPLETING,
+        "# Claim: the sum over classes is exact: Z is that of x alone, p(y|x) is Bayes' rule.",
+        "conditional.py",
+        "return -torch.logsumexp(-e, dim=1)",
+        "return e.min(dim=1).values",
+    ),
+    Sabotage(
+        "noise draws other classes than it says",
+        COMPLETING,
+        "# Claim: the sum over classes is exact: Z is that of x alone, p(y|x) is Bayes' rule.",
+        "notebook",
+        "y_noise = torch.multinomial(q0, len(x_noise), replacement=True)",
+        "y_noise = torch.multinomial(shares, len(x_noise), replacement=True)",
+    ),
+    Sabotage(
+        "scale fitted to all wines",
+        COMPLETING,
+        "# Claim: the scale of the wines comes from training wines alone.",
+        "notebook",
+        "scale = LogStandardize(x_raw[split.train],",
+        "scale = LogStandardize(x_raw,",
+    ),
+    Sabotage(
+        "known coordinates of another wine",
+        COMPLETING,
+        "# Claim: chains with the known coordinates held draw the conditional that quadrature gives.",
+        "conditional.py",
+        "x.repeat(n_blocks, 1)))",
+        "x.roll(1, 0).repeat(n_blocks, 1)))",
+    ),
+    Sabotage(
+        "a missing value that stays known",
+        COMPLETING,
+        "# Claim: with two coordinates missing the chains draw the joint conditional of the grid.",
+        "notebook",
+        "missing[pair] = True",
+        "missing[pair[0]] = True",
     ),
 ]
 

@@ -4,16 +4,15 @@ Wines are rows of eleven transformed columns, grades are 0 to 5 for 3 to 8.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from wine_models import BATCH, DIM, FullMixture
+from wine_models import BATCH, DIM, FullMixture, SharedDropout
 
-from ebmlib.conditional import marginal
-from ebmlib.energies import Energy
 from ebmlib.losses import nce_from_logits
 from ebmlib.networks import MLPEnergy, SoftSteps
 from ebmlib.training import minibatches, train
@@ -29,27 +28,67 @@ def class_frequencies(grade: Tensor) -> Tensor:
     return counts / counts.sum()
 
 
-class Committee(nn.Module):
-    """The mean of several MLPs of soft steps: f(x), one value a grade, within ±bound nats."""
+class InputDropout(nn.Module):
+    """Dropout with one mask for a datum and its noise samples, as `SharedDropout` for hidden units."""
+
+    def __init__(self, p: float):
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.training and self.p):
+            return x
+        mask = torch.bernoulli(torch.full((BATCH, x.shape[1]), 1 - self.p)) / (1 - self.p)
+        return (x.view(-1, BATCH, x.shape[1]) * mask).flatten(0, 1)
+
+
+class Whitened(nn.Module):
+    """The coordinates and the whitened coordinates, side by side."""
+
+    def __init__(self, x: Tensor):
+        super().__init__()
+        values, vectors = torch.linalg.eigh(torch.cov(x.T.double()))
+        self.register_buffer("mean", x.mean(0))
+        self.register_buffer("whiten", (vectors / values.sqrt()).float())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x, (x - self.mean) @ self.whiten], 1)
+
+
+class Tilt(nn.Module):
+    """f_y(x) = a(x) + b_y(x): one network for the wine, and the mean of several of soft steps for its grade.
+
+    Each of the two terms stays within ±bound nats.
+    """
 
     def __init__(
-        self, x: Tensor, n_members: int, hidden: Sequence[int], n_steps: int, drop_in: float, drop: float, bound: float
+        self,
+        x: Tensor,
+        n_members: int,
+        hidden: Sequence[int],
+        n_steps: int,
+        drop_in: float,
+        drop: float,
+        drop_wine: float,
+        bound: float,
     ):
         super().__init__()
 
         def member() -> nn.Module:
-            net = MLPEnergy((1 + n_steps) * DIM, hidden, dropout=drop, n_out=N_GRADES, zero_last=True)
-            return nn.Sequential(nn.Dropout(drop_in), net)
+            net = MLPEnergy((1 + n_steps) * DIM, hidden, partial(SharedDropout, drop), n_out=N_GRADES, zero_last=True)
+            return nn.Sequential(InputDropout(drop_in), net)
 
-        self.view = SoftSteps(x, n_steps)
+        wine = MLPEnergy(2 * DIM, (128, 128), partial(SharedDropout, drop_wine), zero_last=True)
+        self.wine, self.steps = nn.Sequential(Whitened(x), wine), SoftSteps(x, n_steps)
         self.members = nn.ModuleList(member() for _ in range(n_members))
         self.log_z = nn.Parameter(torch.zeros(n_members))
         self.bound = bound
 
     def each(self, x: Tensor) -> Tensor:
-        """Return f of every member, `(n_members, n, n_grades)`."""
-        x = self.view(x)
-        return self.bound * torch.tanh(torch.stack([net(x) for net in self.members]) / self.bound)
+        """Return f with every member's b, `(n_members, n, n_grades)`."""
+        steps = self.steps(x)
+        b = torch.stack([net(steps) for net in self.members])
+        return self.bound * (torch.tanh(b / self.bound) + torch.tanh(self.wine(x) / self.bound)[:, None])
 
     def forward(self, x: Tensor) -> Tensor:
         return self.each(x).mean(0)
@@ -76,22 +115,23 @@ def fit_grade_energy(
     noise: FullMixture,
     seed: int,
     cross_entropy_weight: float,
-    n_members: int = 8,
+    n_members: int = 4,
     hidden: Sequence[int] = (64, 64),
     n_steps: int = 8,
-    drop_in: float = 0.3,
-    drop: float = 0.3,
+    drop_in: float = 0.5,
+    drop: float = 0.5,
+    drop_wine: float = 0.2,
     jitter: float = 0.1,
     lr: float = 0.01,
     weight_decay: float = 0.01,
-    n_epochs: int = 20,
+    n_epochs: int = 60,
     nu: int = 5,
     bound: float = 4.0,
 ) -> GradeEnergy:
     """Train E(x, y) by NCE against q(x) q0(y), plus a multiple of the exact cross-entropy -log p(y|x)."""
     torch.manual_seed(seed)
     frequencies = class_frequencies(grade)
-    net = Committee(x, n_members, hidden, n_steps, drop_in, drop, bound)
+    net = Tilt(x, n_members, hidden, n_steps, drop_in, drop, drop_wine, bound)
     energy = GradeEnergy(net, noise, frequencies)
     x_noise = noise.sample((N_POOL,))
 
@@ -119,7 +159,7 @@ def fit_grade_energy(
 # ---------------------------------------------------------------- rivals for the grade
 
 
-class Split(NamedTuple):
+class Parts(NamedTuple):
     """Wines and grades of the parts of one fold, transformed; `nine` is train and validation together."""
 
     x: Tensor
@@ -145,7 +185,7 @@ def probabilities(classifier, x: Tensor) -> Tensor:
     return p
 
 
-def mixed_with_prior(make: Callable, s: Split) -> tuple[Tensor, Tensor, float]:
+def mixed_with_prior(make: Callable, s: Parts) -> tuple[Tensor, Tensor, float]:
     """Return a classifier's test probabilities as they come, the same mixed with the class frequencies, the weight.
 
     The weight is what the validation wines like best of a fit to the other eight parts; then all nine are fitted.
@@ -158,7 +198,7 @@ def mixed_with_prior(make: Callable, s: Split) -> tuple[Tensor, Tensor, float]:
     return plain, (1 - weight) * plain + weight * class_frequencies(s.nine[1]), weight
 
 
-def boosting(s: Split, seed: int) -> Tensor:
+def boosting(s: Parts, seed: int) -> Tensor:
     """Return test probabilities of scikit-learn's gradient boosting; validation says how many rounds."""
     from sklearn.ensemble import HistGradientBoostingClassifier
 
@@ -180,7 +220,7 @@ def staged_full(classifier, x: Tensor):
         yield full
 
 
-def logistic(s: Split) -> Tensor:
+def logistic(s: Parts) -> Tensor:
     """Return test probabilities of multinomial logistic regression, its penalty chosen by validation."""
     from sklearn.linear_model import LogisticRegression
 
@@ -194,11 +234,11 @@ def logistic(s: Split) -> Tensor:
     return probabilities(make(best).fit(*s.nine), s.x_test)
 
 
-def support_vectors(s: Split) -> Tensor:
+def support_vectors(s: Parts) -> Tensor:
     """Return real-valued test predictions of support vector regression, its settings chosen by validation."""
     from sklearn.svm import SVR
 
-    grid = [(c, g, e) for c in (0.3, 1.0, 3.0) for g in (0.05, 0.1, 0.2) for e in (0.1, 0.3)]
+    grid = [(c, g, e) for c in (0.3, 1.0, 3.0) for g in (0.05, 0.1, 0.2) for e in (0.2,)]
 
     def make(c: float, g: float, e: float) -> SVR:
         return SVR(C=c, gamma=g, epsilon=e)
@@ -237,7 +277,7 @@ def conditional_draws(q: FullMixture, x: Tensor, missing: Tensor, n_draws: int) 
     return draws
 
 
-def nearest_neighbours(s: Split, scale: Callable[[Tensor, Tensor], Tensor]) -> tuple[int, str]:
+def nearest_neighbours(s: Parts, scale: Callable[[Tensor, Tensor], Tensor]) -> tuple[int, str]:
     """Return number and weighting of neighbours that impute one missing column of the validation wines best.
 
     Args:
@@ -269,8 +309,3 @@ def impute_iteratively(imputer, x: Tensor) -> Tensor:
         gone[:, column] = torch.nan
         filled.append(torch.as_tensor(imputer.transform(gone.numpy()))[:, column].float())
     return torch.stack(filled, dim=1)
-
-
-def energy_of_wine(energy: GradeEnergy) -> Energy:
-    """Return E(x), grades summed out."""
-    return marginal(energy)
