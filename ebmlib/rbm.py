@@ -88,6 +88,7 @@ class RBM(nn.Module):
 
 
 def check_binary(x: Tensor, n_units: int) -> None:
+    """Raise a `ValueError` unless x is `(batch, n_units)`, of zeros and ones."""
     if x.ndim != 2 or x.shape[1] != n_units:
         raise ValueError(f"x must be (batch, {n_units}); got {tuple(x.shape)}")
     if not (wrong := (x != 0) & (x != 1)).any():

@@ -1,18 +1,15 @@
 """Training a restricted Boltzmann machine by contrastive divergence, fast: one matrix, three products a batch."""
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-if TYPE_CHECKING:
-    from .rbm import RBM
+from .rbm import RBM, check_binary
 
 
 @torch.no_grad()
 def contrastive_epoch(
-    rbm: "RBM",
+    rbm: RBM,
     x_data: Tensor,
     learning_rate: float,
     chains: Tensor | None = None,
@@ -42,10 +39,7 @@ def contrastive_epoch(
             f"counts and rate must be positive; got {len(x_data)} rows, {n_steps=}, {batch_size=}, {learning_rate=}"
         )
     for x in (x_data,) if chains is None else (x_data, chains):
-        if x.ndim != 2 or x.shape[1] != len(rbm.visible_bias) or not ((x == 0) | (x == 1)).all():
-            raise ValueError(
-                f"states must be binary, (n, {len(rbm.visible_bias)}); got {tuple(x.shape)}, {x.unique()[:5]}"
-            )
+        check_binary(x, len(rbm.visible_bias))
     # A bias is the weight of a unit that is always on: one matrix holds all parameters. Its corner: sigmoid(40) = 1.
     joint = torch.cat([rbm.weight, rbm.visible_bias[:, None]], 1)
     joint = torch.cat([joint, pad(rbm.hidden_bias, (0, 1), value=40.0)[None]])

@@ -113,8 +113,14 @@ def skip_fields(app: Sphinx, what: str, name: str, obj: object, skip: bool, opti
     return True if type(obj).__name__ == "_tuplegetter" else None
 
 
+def without_made_up_arguments(app: Sphinx, what: str, name: str, obj: object, *_: object) -> tuple[str, str] | None:
+    """Show a protocol without the `(*args, **kwargs)` that typing gives it: nobody calls it."""
+    return ("", "") if getattr(obj, "_is_protocol", False) else None
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     TocTreeCollector.assign_figure_numbers = by_chapter(TocTreeCollector.assign_figure_numbers)
     app.connect("autodoc-skip-member", skip_fields)
+    app.connect("autodoc-process-signature", without_made_up_arguments)
     app.connect("build-finished", finish)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -3,9 +3,10 @@
     python tests/benchmarks/persistent_chains.py
 
 Three seeds of two data sets. All contenders have the same network, steps, learning rate and number of chain steps, so
-nearly the same CPU time; `exact` descends the KL itself on a grid, in two fifths of the steps and with Adam's usual
-momentum, which suits a gradient without noise. The KL is a sum over a finer grid, in nats. Settings were chosen on
-seeds 100 and 101. Times are CPU seconds of the training alone, in one process with one thread.
+nearly the same CPU time; `exact` descends the KL itself on a grid that moves at random within a cell, so that nothing
+hides between its points, in two fifths of the steps and with Adam's usual momentum. The KL is a sum over a finer grid
+that stays, in nats. Settings were chosen on seeds 100 and 101. Times are CPU seconds of the training alone, in one
+process with one thread.
 """
 
 import argparse
@@ -37,7 +38,7 @@ INPUTS = [
 ]
 TOYS = {"rings": rings(), "eight_gaussians": eight_gaussians()}
 SETTINGS: dict[str, dict[str, Any]] = {
-    "rings": {"n_steps": 2000, "lr": 1e-2, "step_size": 0.02, "n_chain_steps": 2},
+    "rings": {"n_steps": 2200, "lr": 1e-2, "step_size": 0.02, "n_chain_steps": 2},
     "eight_gaussians": {"n_steps": 1700, "lr": 2e-3, "step_size": 0.05, "n_chain_steps": 3},
 }
 BARS = {"rings": (0.05, 0.02), "eight_gaussians": (0.15, 0.05)}  # must, aim: median over the seeds of `pcd`
@@ -81,11 +82,11 @@ def fit(toy_name: str, method: str, seed: int, share: float = 1.0) -> dict[str, 
     buffer = ReplayBuffer(x[:BUFFER] + 0.3 * torch.randn(BUFFER, 2), lambda n: 2 * torch.randn(n, 2), restart)
     kernel = MALA(setting["step_size"])
     coarse, area = grid(64)
-    p_data = toy.log_prob(coarse).exp() * area
 
     def exact(x_data: Tensor) -> Tensor:
-        e = energy(coarse)
-        return p_data @ e + torch.logsumexp(-e, 0)
+        points = coarse + (torch.rand(2) - 0.5) * math.sqrt(area)
+        e = energy(points)
+        return torch.softmax(toy.log_prob(points), 0) @ e + torch.logsumexp(-e, 0)
 
     def sampled(x_data: Tensor) -> Tensor:
         if method == "cd":
@@ -95,7 +96,7 @@ def fit(toy_name: str, method: str, seed: int, share: float = 1.0) -> dict[str, 
         buffer.write(index, x_model)
         return contrastive_divergence(energy, x_data, x_model)
 
-    lr, momentum = (5e-3, 0.9) if method == "exact" else (setting["lr"], 0.0)
+    lr, momentum = (1e-2, 0.9) if method == "exact" else (setting["lr"], 0.0)
     optimizer = torch.optim.Adam(energy.parameters(), lr, betas=(momentum, 0.999), fused=True)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
     decay = 0.9 if method == "exact" else DECAY
