@@ -82,6 +82,36 @@ class MLPEnergy(nn.Module):
             raise ValueError(f"x must be (batch, {self.dim}); got {tuple(x.shape)}")
 
 
+class SoftSteps(nn.Module):
+    """The coordinates with soft steps of each: a smooth view of x in which what a tree asks, "above t?", is linear.
+
+        x ↦ (x, tanh(sharpness (x - t₁)), …, tanh(sharpness (x - t_k)))
+
+    The places t of the steps are quantiles of each column of the rows given here: give training rows.
+
+    Args:
+        x: shape `(n, dim)`, standardised.
+        n_steps: k, steps a column; `dim (1 + k)` coordinates come out.
+        sharpness: of a step, in one over a unit of x.
+
+    Raises:
+        ValueError: if `n_steps` is below one.
+    """
+
+    places: Tensor
+
+    def __init__(self, x: Tensor, n_steps: int, sharpness: float = 2.0):
+        super().__init__()
+        if n_steps < 1:
+            raise ValueError(f"n_steps must be at least 1; got {n_steps}")
+        levels = torch.linspace(0, 1, n_steps + 2, dtype=x.dtype, device=x.device)[1:-1]
+        self.register_buffer("places", torch.quantile(x, levels, dim=0))
+        self.sharpness = sharpness
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x, torch.tanh(self.sharpness * (x[:, None] - self.places)).flatten(1)], dim=1)
+
+
 class Confined(nn.Module):
     """Energy plus ‖x‖² / 2·std²: a network that grows slower than that now has a finite Z.
 

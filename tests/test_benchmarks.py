@@ -15,7 +15,9 @@ sys.path.insert(0, str(ROOT / "tests" / "benchmarks"))
 
 import persistent_chains  # noqa: E402
 import wine_density  # noqa: E402
+import wine_grades  # noqa: E402
 import wine_ood  # noqa: E402
+from grade_models import conditional_draws  # noqa: E402
 from wine_models import DIM, Blend, FullMixture, KernelDensity, MaskedMixtures, blend_by_validation  # noqa: E402
 
 
@@ -71,6 +73,48 @@ def test_the_blend_weighs_by_validation(mixture):
     torch.testing.assert_close(even, torch.logaddexp(far.log_prob(x), mixture.log_prob(x)) - math.log(2))
 
 
+def test_a_mixture_draws_what_is_missing_given_the_rest(mixture):
+    """Far from all but one component the conditional is that component's, a Gaussian in closed form."""
+    one = FullMixture(torch.ones(1), mixture.means[:1], mixture.covariances[:1])
+    x, missing = generated(2, DIM), torch.zeros(2, DIM, dtype=torch.bool)
+    missing[0, [1, 4]], missing[1, [0]] = True, True
+    torch.manual_seed(0)
+    draws = conditional_draws(one, x, missing, 20_000)
+    assert (draws[:, ~missing] == x[~missing]).all(), "the known coordinates are held"
+    for row, m in enumerate(missing):
+        c, known = one.covariances[0], ~m
+        gain = c[m][:, known] @ c[known][:, known].inverse()
+        mean = one.means[0, m] + gain @ (x[row, known] - one.means[0, known])
+        covariance = c[m][:, m] - gain @ c[known][:, m]
+        of_row = draws[:, row, m]
+        z = (of_row.mean(0) - mean) / (covariance.diagonal() / len(of_row)).sqrt()
+        assert z.abs().max() < 4.5, f"z = {z}: a false alarm has chance 2e-5"
+        torch.testing.assert_close(torch.cov(of_row.T).reshape(covariance.shape), covariance, rtol=0.05, atol=0.02)
+
+
+def test_a_mixture_weighs_its_components_by_what_is_known():
+    """Two components that differ in the known coordinate alone: their posterior weights are a softmax."""
+    means = torch.zeros(2, DIM)
+    means[1, 0], means[1, 1] = 1.0, 20.0
+    q, x = FullMixture(torch.tensor([0.5, 0.5]), means, torch.eye(DIM).repeat(2, 1, 1)), torch.zeros(1, DIM)
+    missing = torch.zeros(1, DIM, dtype=torch.bool)
+    missing[0, 1] = True
+    torch.manual_seed(0)
+    share = (conditional_draws(q, x, missing, 20_000)[:, 0, 1] > 10).double().mean().item()
+    expected = 1 / (1 + math.exp(0.5))
+    assert abs(share - expected) < 4.5 * math.sqrt(expected * (1 - expected) / 20_000)
+
+
+def test_calibration_error_and_its_floor():
+    """A model that says 0.75 and is right in half errs by 0.25; the floor is that of a fair coin of 0.75."""
+    p = torch.tensor([[0.75, 0.25]] * 400)
+    error, bins = wine_grades.calibration(p, torch.arange(400) % 2 == 0)
+    assert error == pytest.approx(0.25) and bins == [{"confidence": 0.75, "accuracy": 0.5, "wines": 400}]
+    floor, spread = wine_grades.calibration_floor(p, 300)
+    expected = math.sqrt(0.75 * 0.25 / 400) * math.sqrt(2 / math.pi)  # of |a normal|
+    assert floor == pytest.approx(expected, abs=5 * spread / math.sqrt(300))
+
+
 def test_published_folds_are_read(tmp_path):
     block = np.arange(1, 21).reshape(1, 20) % 10
     np.savez(tmp_path / "folds.npz", block=block)
@@ -83,6 +127,7 @@ RESULTS = {
     "wine_density": wine_density.INPUTS,
     "persistent_chains": persistent_chains.INPUTS,
     "wine_ood": wine_ood.INPUTS,
+    "wine_grades": wine_grades.INPUTS,
 }
 
 
@@ -150,3 +195,20 @@ def test_the_table_of_ood_adds_up_and_meets_its_bars():
     for pair in results["paired"]:
         if pair["against"] == wine_ood.NOISE and pair["task"] in (wine_ood.ALL, wine_ood.ONE):
             assert pair["gain_mean"] >= 2 * pair["gain_se"], pair["task"]
+
+
+def test_the_table_of_grades_is_whole_and_meets_its_bars():
+    results = json.loads((ROOT / "tests/benchmarks/results/wine_grades.json").read_text("utf-8"))
+    rows = {row["model"]: row for row in results["grades"]}
+    for row in rows.values():
+        assert len(row["per_fold"]["mae"]) == 10
+        assert row["mae"] == pytest.approx(np.mean(row["per_fold"]["mae"]))
+        assert row["mae_se"] == pytest.approx(np.std(row["per_fold"]["mae"], ddof=1) / 10**0.5)
+    ours = rows[f"{wine_grades.EBM}, mean of 3 seeds"]
+    assert ours["mae"] <= 0.455 and ours["accuracy"] >= 0.58 and ours["log_loss"] <= 0.985
+    assert max(rows[f"{wine_grades.EBM}, seed {s}"]["ece"] for s in wine_grades.SEEDS) <= 0.05
+    errors = {row["method"]: np.array(row["by_column"]) for row in results["imputation"]}
+    for rival in ("iterative imputer", "noise of the EBM, mean of 3 seeds"):
+        assert (errors["EBM, mean of 3 seeds"] <= errors[rival]).all(), f"the energy loses to the {rival}"
+    z = [value for name in ("mean", "share below the median") for value in results["chains"][name]]
+    assert max(map(abs, z)) < 4, "chains agree with quadrature"

@@ -37,6 +37,7 @@ CHAINS = "06_trusting_chains.ipynb"
 BOLTZMANN = "04_boltzmann_machines.ipynb"
 OOD = "10_out_of_distribution.ipynb"
 PICTURES = "12_visualization.ipynb"
+COMPLETING = "11_completing_wines.ipynb"
 SABOTAGES = [
     Sabotage(
         "flipped sign of the energy",
@@ -398,6 +399,46 @@ SABOTAGES = [
         "notebook",
         "(x + y) / math.sqrt(2)",
         "(x + y) / 2.0",
+    ),
+    Sabotage(
+        "sum over classes left out",
+        COMPLETING,
+        "# Claim: the sum over classes is exact: Z is that of x alone, p(y|x) is Bayes' rule.",
+        "conditional.py",
+        "return -torch.logsumexp(-e, dim=1)",
+        "return e.min(dim=1).values",
+    ),
+    Sabotage(
+        "noise draws other classes than it says",
+        COMPLETING,
+        "# Claim: the sum over classes is exact: Z is that of x alone, p(y|x) is Bayes' rule.",
+        "notebook",
+        "y_noise = torch.multinomial(q0_small, len(x_noise), replacement=True)",
+        "y_noise = torch.multinomial(shares, len(x_noise), replacement=True)",
+    ),
+    Sabotage(
+        "scale fitted to all wines",
+        COMPLETING,
+        "# Claim: the scale of the wines comes from training wines alone.",
+        "notebook",
+        "scale = LogStandardize(x_raw[split.train], LOG_COLUMNS)",
+        "scale = LogStandardize(x_raw, LOG_COLUMNS)",
+    ),
+    Sabotage(
+        "known coordinates of another wine",
+        COMPLETING,
+        "# Claim: chains that hold the known coordinates draw what quadrature gives.",
+        "conditional.py",
+        "x.repeat(n_blocks, 1)))",
+        "x.roll(1, 0).repeat(n_blocks, 1)))",
+    ),
+    Sabotage(
+        "a missing value that stays known",
+        COMPLETING,
+        "# Claim: with two coordinates missing the chains draw the joint conditional of the grid.",
+        "notebook",
+        "missing[pair] = True",
+        "missing[pair[0]] = True",
     ),
 ]
 

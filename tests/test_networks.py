@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ebmlib.energies import by_autograd, energy_and_grad
-from ebmlib.networks import Confined, ConvEnergy, MLPEnergy
+from ebmlib.networks import Confined, ConvEnergy, MLPEnergy, SoftSteps
 from ebmlib.partition import quadrature
 
 F64 = torch.float64
@@ -86,6 +86,19 @@ def test_confined_is_a_gaussian_when_the_energy_is_flat():
     energy = Confined(lambda x: torch.zeros(len(x), dtype=x.dtype), 2.0)
     low = torch.full((2,), -20.0, dtype=F64)
     assert quadrature(energy, low, -low, 200).value == pytest.approx(math.log(2 * math.pi * 4), abs=1e-10)
+
+
+def test_soft_steps_stand_at_quantiles_and_are_smooth():
+    x = torch.linspace(0, 4, 41, dtype=F64)[:, None] * torch.tensor([1.0, -2.0], dtype=F64)
+    steps = SoftSteps(x, 3, sharpness=5.0)
+    torch.testing.assert_close(steps.places, torch.tensor([[1.0, -6.0], [2.0, -4.0], [3.0, -2.0]], dtype=F64))
+    out = steps(torch.tensor([[2.0, -4.0], [9.0, 9.0]], dtype=F64))
+    one = math.tanh(5.0)
+    torch.testing.assert_close(out[0], torch.tensor([2, -4, one, math.tanh(10), 0, 0, -one, -math.tanh(10)], dtype=F64))
+    torch.testing.assert_close(out[1], torch.tensor([9, 9, 1, 1, 1, 1, 1, 1], dtype=F64))
+    assert torch.autograd.gradcheck(steps, torch.randn(4, 2, dtype=F64, requires_grad=True))
+    with pytest.raises(ValueError, match="n_steps must be at least 1; got 0"):
+        SoftSteps(x, 0)
 
 
 @given(shape=st.tuples(*[st.integers(1, 9)] * 3), channels=st.lists(st.integers(1, 4), max_size=4))
