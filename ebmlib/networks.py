@@ -55,7 +55,7 @@ class MLPEnergy(nn.Module):
         return out.squeeze(1) if self.n_out == 1 else out
 
     def energy_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return E(x) and ∇E(x), detached: the chain rule by hand, a quarter faster than autograd.
+        """Return E(x) and ∇E(x), detached: the chain rule by hand, a tenth to a third faster than autograd.
 
         Where the layers are not just linear ones and SiLU, or a subclass has its own `forward`, autograd does it.
         """
@@ -131,7 +131,8 @@ class ConvEnergy(nn.Module):
         for fan_out in channels:
             layers += [nn.Conv2d(fan_in, fan_out, 3, stride=2, padding=1), nn.SiLU()]
             fan_in, height, width = fan_out, (height + 1) // 2, (width + 1) // 2
-        self.net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(fan_in * height * width, 1))
+        net: Any = nn.Sequential(*layers, nn.Flatten(), nn.Linear(fan_in * height * width, 1))
+        self.net = net.to(memory_format=torch.channels_last)  # the same numbers, a tenth to a fifth faster on a CPU
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim != 4 or x.shape[1:] != self.shape:

@@ -38,7 +38,7 @@ INPUTS = [
 ]
 TOYS = {"rings": rings(), "eight_gaussians": eight_gaussians()}
 SETTINGS: dict[str, dict[str, Any]] = {
-    "rings": {"n_steps": 2800, "lr": 1e-2, "step_size": 0.02, "n_chain_steps": 2},
+    "rings": {"n_steps": 2200, "lr": 1e-2, "step_size": 0.02, "n_chain_steps": 2},
     "eight_gaussians": {"n_steps": 1700, "lr": 2e-3, "step_size": 0.05, "n_chain_steps": 3},
 }
 BARS = {"rings": (0.05, 0.02), "eight_gaussians": (0.15, 0.05)}  # must, aim: median over the seeds of `pcd`

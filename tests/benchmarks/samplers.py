@@ -2,13 +2,15 @@
 
     python tests/benchmarks/samplers.py [--rounds 15]
 
-First: a Langevin and a MALA step over one forward pass, one backward pass to x and one `randn`. Then: HMC of 10
+First: a Langevin and a MALA step over one forward pass, one backward pass to x and one `randn`, with weights in
+PyTorch's usual layout (a `ConvEnergy` has its channels last; all samplers get it so). Then: HMC of 10
 leapfrogs on a 50-D Gaussian with eigenvalues from 1 to 1e-2, smallest ESS of x and x² a CPU second. Where an energy of
 ours has its gradient by hand, it is timed with it and, as a mere function, without: the peers take autograd's. A peer
 that is not installed is skipped. `requirements.txt` beside this has the versions.
 """
 
 import argparse
+import copy
 import math
 import time
 import warnings
@@ -18,7 +20,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ebmlib.diagnostics import summarize
 from ebmlib.energies import GaussianEnergy
@@ -50,14 +52,15 @@ def interleaved(contenders: dict[str, Callable[[], Any]], rounds: int) -> dict[s
     return seconds
 
 
-def steps(energy: Callable[[Tensor], Tensor], x: Tensor, n: int, torchebm: Any, ebm: Any) -> dict[str, Callable]:
+def steps(energy: nn.Module, x: Tensor, n: int, torchebm: Any, ebm: Any) -> dict[str, Callable]:
     """Return what runs n steps, by name; the first is the yardstick."""
     eta = 1e-4
+    plain = copy.deepcopy(energy).to(memory_format=torch.contiguous_format)
 
     def yardstick() -> None:
         for _ in range(n):
             y = x.detach().requires_grad_()
-            torch.autograd.grad(energy(y).sum(), y)
+            torch.autograd.grad(plain(y).sum(), y)
             torch.randn(x.shape)
 
     def ours(kernel: Langevin | MALA, energy: Callable[[Tensor], Tensor]) -> Callable[[], None]:
