@@ -130,14 +130,17 @@ class Confined(nn.Module):
         self.energy, self.std = energy, std
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.energy(x) + x.flatten(1).square().sum(1) / (2 * self.std**2)
+        return self.energy(x) + self._bowl(x)
 
     def energy_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return E(x) and ∇E(x) = ∇energy(x) + x / std², detached."""
         if not hasattr(self.energy, "energy_and_grad"):
             return by_autograd(self, x)
         e, grad = energy_and_grad(self.energy, x)
-        return e + x.flatten(1).square().sum(1) / (2 * self.std**2), grad + x / self.std**2
+        return e + self._bowl(x), grad + x / self.std**2
+
+    def _bowl(self, x: Tensor) -> Tensor:
+        return x.flatten(1).square().sum(1) / (2 * self.std**2)
 
 
 class ConvEnergy(nn.Module):

@@ -176,6 +176,9 @@ def visit(page, address, widths=WIDTHS):
             nodes = [f"{node['html'][:120]} {node['failureSummary']}" for node in violation["nodes"]]
             found = f"{theme} theme, axe {violation['id']} ({len(nodes)}): {' '.join(nodes[0].split())}"
             problems.append(f"at {width} px: {found}")
+    # What comes from the browser's memory makes no request, and a first visit has to load it nevertheless.
+    loaded = page.evaluate("performance.getEntriesByType('resource').map(entry => entry.name)")
+    files.update(name for name in loaded if urlsplit(name)[:2] == own)
     for event, listener in listeners.items():
         page.remove_listener(event, listener)
     return Visit(problems, files)

@@ -228,8 +228,8 @@ SABOTAGES = [
         LANGEVIN,
         "# Claim: MALA and HMC leave p invariant; the unadjusted step does not.",
         "samplers.py",
-        "(h - new_h).exp().clamp(max=1), 0)",
-        "torch.ones_like(h), 0)",
+        "h - new_h, -math.inf).clamp_(max=0)",
+        "torch.zeros_like(h), -math.inf)",
     ),
     Sabotage(
         "MALA without the densities of its proposal",
