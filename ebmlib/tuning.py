@@ -11,17 +11,17 @@ if TYPE_CHECKING:
     from .energies import Energy
     from .samplers import HMC, MALA
 
-    AnyKernel = TypeVar("AnyKernel", MALA, HMC)
+K = TypeVar("K", "MALA", "HMC")
 
 
 def tune(
-    kernel: "AnyKernel",
+    kernel: K,
     energy: "Energy",
     x: Tensor,
     target: float,
     n_steps: int = 150,
     generator: torch.Generator | None = None,
-) -> "AnyKernel":
+) -> K:
     """Return the kernel with the step size at which its proposals from x are accepted as often as wanted.
 
     At step t, log step_size ← log step_size + 3 (acceptance - target) / √t, with the mean over the chains, which move
