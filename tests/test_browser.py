@@ -41,6 +41,31 @@ UNREACHABLE = """() => [...document.querySelectorAll('main *')].filter(node =>
     node.scrollWidth > node.clientWidth + 1 && node.tabIndex < 0 && !node.closest('mjx-container')
     && ['auto', 'scroll'].includes(getComputedStyle(node).overflowX)
     && node.checkVisibility()).map(node => node.outerHTML.slice(0, 80))"""
+# Words of a table that are broken because their column is narrower.
+BROKEN_WORDS = """() => {
+    const broken = [], range = document.createRange();
+    for (const cell of document.querySelectorAll('main :is(td, th)')) {
+        const texts = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT);
+        while (texts.nextNode()) {
+            if (texts.currentNode.parentElement.closest('mjx-container, script, style')) continue;
+            for (const word of texts.currentNode.data.matchAll(/[^\\s\\-–—/]{2,}/g)) {
+                range.setStart(texts.currentNode, word.index);
+                range.setEnd(texts.currentNode, word.index + word[0].length);
+                if (new Set([...range.getClientRects()].map(box => Math.round(box.top))).size > 1) broken.push(word[0]);
+            }
+        }
+    }
+    return broken;
+}"""
+# Wide equations that one first sees from their middle or their end.
+HIDDEN_START = """() => [...document.querySelectorAll('div.math')].filter(box =>
+    [...box.children].some(part => part.getBoundingClientRect().left < box.getBoundingClientRect().left - 1)
+).map(box => box.textContent.trim().slice(0, 60))"""
+# Figures that are wider than their box and do not say so.
+SILENT_FIGURES = """() => [...document.querySelectorAll('figure')].filter(figure =>
+    figure.scrollWidth > figure.clientWidth + 1
+    && !/swipe/.test(getComputedStyle(figure.querySelector('figcaption') ?? figure, '::before').content)
+).map(figure => figure.id || figure.outerHTML.slice(0, 80))"""
 # Code and formulas are nine tenths of a page's nodes: axe gets one token of each kind, and formulas as read aloud.
 THIN = """() => {
     const seen = new Set();
@@ -164,6 +189,11 @@ def visit(page, address, widths=WIDTHS):
         if page.evaluate(UNREACHABLE):
             page.wait_for_timeout(1000)  # the theme looks again some time after a change of width
         problems += [f"at {width} px: scrolls, but not by keyboard: {node}" for node in page.evaluate(UNREACHABLE)]
+        problems += [f"at {width} px: a table breaks the word {word}" for word in page.evaluate(BROKEN_WORDS)]
+        problems += [
+            f"at {width} px: an equation opens past its start: {start}" for start in page.evaluate(HIDDEN_START)
+        ]
+        problems += [f"at {width} px: a figure scrolls and is silent: {name}" for name in page.evaluate(SILENT_FIGURES)]
     page.evaluate(THIN)
     page.evaluate(Axe().axe_script)
     for width in reversed(widths):
@@ -288,6 +318,21 @@ BROKEN = [
     ("not rendered", '<span class="math">\\(x\\)</span>'),
     ("sideways", '<p style="width: 2000px">x</p>'),
     ("keyboard", '<div style="overflow-x: auto"><p style="width: 2000px">x</p></div>'),
+    (
+        "a table breaks the word",
+        '<table style="width: 2em; table-layout: fixed"><tr><td>'
+        '<p style="overflow-wrap: anywhere">partition</p></td></tr></table>',
+    ),
+    (
+        "an equation opens past its start",
+        '<div class="math" tabindex="0" style="display: flex; flex-direction: '
+        'row-reverse; overflow-x: auto"><mjx-container style="min-width: 900px"><math>x</math></mjx-container></div>',
+    ),
+    (
+        "a figure scrolls and is silent",
+        '<figure tabindex="0" style="overflow-x: auto"><img alt="a" src="a.svg" '
+        'style="width: 900px"><figcaption>x</figcaption></figure>',
+    ),
     ("any theme, axe image-alt", '<img src="a.svg">'),
     ("dark theme, axe color-contrast", "<style>html[data-theme=dark] p {color: #eee}</style><p>pale</p>"),
     (
