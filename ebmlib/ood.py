@@ -41,6 +41,22 @@ def conformal_threshold(energies: Tensor, alpha: float) -> float:
     return energies.sort().values[k - 1].item()
 
 
+def two_sided(energies: Tensor, alpha: float) -> tuple[float, float]:
+    """Return the bounds (low, high) that a normal observation leaves, on either side, with probability at most α.
+
+    Half of α is spent above, half below: -E is an energy too. The lower bound finds what is more plausible than normal
+    observations are, such as averages of them.
+
+    Args:
+        energies: as `conformal_threshold`; at least 2/α - 1 of them.
+        alpha: α, the rate of false alarms to allow, in (0, 1).
+
+    Raises:
+        ValueError: as `conformal_threshold`, with α/2.
+    """
+    return -conformal_threshold(-energies, alpha / 2), conformal_threshold(energies, alpha / 2)
+
+
 class OODReport(NamedTuple):
     """How well energies tell out-of-distribution (OOD) observations, the positives, from normal ones.
 
@@ -61,21 +77,33 @@ class OODReport(NamedTuple):
     fpr95_interval: tuple[float, float]
 
 
-def evaluate_ood(energies_in: Tensor, energies_out: Tensor, n_bootstrap: int = 300, seed: int = 0) -> OODReport:
+def evaluate_ood(
+    energies_in: Tensor,
+    energies_out: Tensor,
+    n_bootstrap: int = 300,
+    seed: int = 0,
+    groups: tuple[Tensor, Tensor] | None = None,
+) -> OODReport:
     """Return AUROC, AUPR and FPR95 of an alarm at high energy, by scikit-learn, with bootstrap intervals.
 
     The intervals lie between the 2.5 % and 97.5 % quantiles over resampled observations, normal and OOD each with
     replacement. They know nothing of what retraining would change, and have no width where no energies overlap.
+
+    Rows that belong together, such as a wine and its own shuffled copies, are no independent observations. With
+    `groups`, rows of one label are drawn together, normal and OOD alike: labels in both sets are resampled among
+    themselves, and so are those in the normal set alone and in the OOD set alone.
 
     Args:
         energies_in: energies of normal observations, shape `(n_in,)`, in nats or any other unit.
         energies_out: energies of OOD observations, shape `(n_out,)`.
         n_bootstrap: number of resamplings.
         seed: of the resampling.
+        groups: labels of the rows of both sets, whole numbers of shapes `(n_in,)` and `(n_out,)`; None gives each row
+            a label of its own.
 
     Raises:
         ValueError: if either set is empty, is not one energy a row, or holds a NaN or infinite value, or
-            `n_bootstrap` is below 40, where the quantiles would be the extremes.
+            `n_bootstrap` is below 40, where the quantiles would be the extremes, or the groups have other shapes.
 
     Source: scikit-learn's `roc_curve` and `average_precision_score`; Efron and Tibshirani (1993), An Introduction to
     the Bootstrap.
@@ -84,11 +112,22 @@ def evaluate_ood(energies_in: Tensor, energies_out: Tensor, n_bootstrap: int = 3
         raise ValueError(f"n_bootstrap must be at least 40; got {n_bootstrap}")
     e_in, e_out = _checked(energies_in, "energies_in"), _checked(energies_out, "energies_out")
     generator = torch.Generator().manual_seed(seed)
+    if groups is None:
+        groups = torch.arange(len(e_in)), len(e_in) + torch.arange(len(e_out))
+    if (groups[0].shape, groups[1].shape) != (e_in.shape, e_out.shape):
+        got = f"{tuple(groups[0].shape)} and {tuple(groups[1].shape)}"
+        raise ValueError(f"groups must be ({len(e_in)},) and ({len(e_out)},), one label a row; got {got}")
+    labels, index = torch.cat(groups).cpu().unique(return_inverse=True)
+    index_in, index_out = index[: len(e_in)], index[len(e_in) :]
+    in_in, in_out = (torch.isin(torch.arange(len(labels)), part) for part in (index_in, index_out))
+    strata = [part.nonzero()[:, 0] for part in (in_in & ~in_out, in_out & ~in_in, in_in & in_out) if part.any()]
 
-    def resampled(e: Tensor) -> Tensor:
-        return e[torch.randint(len(e), (len(e),), generator=generator)]
+    def resampled() -> tuple[Tensor, Tensor]:
+        drawn = [part[torch.randint(len(part), (len(part),), generator=generator)] for part in strata]
+        counts = torch.cat(drawn).bincount(minlength=len(labels))
+        return e_in.repeat_interleave(counts[index_in]), e_out.repeat_interleave(counts[index_out])
 
-    draws = torch.tensor([_measures(resampled(e_in), resampled(e_out)) for _ in range(n_bootstrap)])
+    draws = torch.tensor([_measures(*resampled()) for _ in range(n_bootstrap)])
     bounds = draws.double().quantile(torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0).T.tolist()
     return OODReport(*_measures(e_in, e_out), *((low, high) for low, high in bounds))
 

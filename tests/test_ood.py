@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy import stats
 
-from ebmlib.ood import conformal_threshold, evaluate_ood
+from ebmlib.ood import conformal_threshold, evaluate_ood, two_sided
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -150,3 +150,49 @@ def test_equal_seeds_give_equal_intervals():
     other = evaluate_ood(e_in, e_out, n_bootstrap=40, seed=1)
     assert other.auroc == evaluate_ood(e_in, e_out, n_bootstrap=40).auroc
     assert other.auroc_interval != evaluate_ood(e_in, e_out, n_bootstrap=40).auroc_interval
+
+
+def test_two_sided_bounds_keep_the_promise_on_both_sides():
+    bounds = torch.tensor([two_sided(e, 0.1) for e in normal(5_000, 200)], dtype=torch.float64)
+    promised = 1 - math.ceil(201 * 0.95) / 201
+    for rates in (torch.special.ndtr(bounds[:, 0]), torch.special.ndtr(-bounds[:, 1])):
+        z = (rates.mean() - promised) / (rates.std() / len(rates) ** 0.5)
+        assert abs(z) < 4, f"{rates.mean()} is {z} standard errors off"
+    assert two_sided(torch.arange(1.0, 40.0), 0.1) == (2.0, 38.0)
+    with pytest.raises(ValueError, match="needs at least 39 calibration energies; got 38"):
+        two_sided(normal(38), 0.05)
+
+
+def test_groups_of_one_row_each_change_nothing():
+    e_in, e_out = normal(60), 1 + normal(40, seed=1)
+    labels = torch.randperm(100)
+    assert evaluate_ood(e_in, e_out, 40, groups=(torch.arange(60), 60 + torch.arange(40))) == evaluate_ood(
+        e_in, e_out, 40
+    )
+    assert evaluate_ood(e_in, e_out, 40, groups=(labels[:60], labels[60:])).auroc == evaluate_ood(e_in, e_out, 40).auroc
+
+
+def paired(n: int, copies: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+    """Return energies of wines, of copies of them half a nat higher but for a little noise, and the wines' numbers."""
+    wines = normal(n, seed=seed)
+    labels = torch.arange(n)
+    out = wines.repeat(copies) + 0.5 + 0.1 * normal(n * copies, seed=seed + 1)
+    return wines, out, (labels, labels.repeat(copies))
+
+
+def test_the_interval_of_pairs_is_that_of_repeated_experiments():
+    """Drawn apart, wines and their own copies would seem to differ by chance, and do not: far too wide an interval."""
+    e_in, e_out, labels = paired(150, copies=5, seed=0)
+    spread = torch.tensor([auroc(*paired(150, 5, seed=2 * i + 10)[:2]) for i in range(200)]).std().item()
+    together, apart = evaluate_ood(e_in, e_out, groups=labels), evaluate_ood(e_in, e_out)
+    assert together[:3] == apart[:3]
+    widths = [(r.auroc_interval[1] - r.auroc_interval[0]) / (2 * 1.96) for r in (together, apart)]
+    assert widths[0] / spread == pytest.approx(1, abs=0.3)
+    assert widths[1] / spread > 1.5, "the test has no power"
+
+
+def test_groups_of_other_shapes_are_refused():
+    with pytest.raises(
+        ValueError, match=r"groups must be \(50,\) and \(40,\), one label a row; got \(50,\) and \(39,\)"
+    ):
+        evaluate_ood(normal(50), normal(40), groups=(torch.arange(50), torch.arange(39)))
