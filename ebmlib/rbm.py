@@ -44,12 +44,10 @@ class RBM(nn.Module):
 
     @classmethod
     def from_parameters(cls, weight: Tensor, visible_bias: Tensor, hidden_bias: Tensor) -> "RBM":
-        """Return the machine with copies of these parameters, of one dtype; no gradient goes back to them."""
+        """Return the machine with copies of these parameters; no gradient goes back to them."""
         if weight.ndim != 2 or visible_bias.shape != weight.shape[:1] or hidden_bias.shape != weight.shape[1:]:
             shapes = [tuple(p.shape) for p in (weight, visible_bias, hidden_bias)]
             raise ValueError(f"expected shapes (n_visible, n_hidden), (n_visible,), (n_hidden,); got {shapes}")
-        if not weight.dtype == visible_bias.dtype == hidden_bias.dtype:
-            raise ValueError(f"dtypes differ: {weight.dtype}, {visible_bias.dtype}, {hidden_bias.dtype}")
         rbm = cls.__new__(cls)  # no random draw
         nn.Module.__init__(rbm)
         rbm.weight, rbm.visible_bias, rbm.hidden_bias = (
@@ -82,7 +80,7 @@ class RBM(nn.Module):
             base_logits: logits of the independent units, shape `(n_visible,)`, of the machine's dtype.
 
         Raises:
-            ValueError: if β is outside [0, 1] or the logits have another shape or dtype.
+            ValueError: if β is outside [0, 1] or the logits have the wrong shape.
         """
         if not 0 <= beta <= 1:
             raise ValueError(f"beta must be between 0 and 1; got {beta}")
@@ -144,9 +142,11 @@ class SingleFlip:
         x, e = state.x, evaluate(energy, state.x) if state.energy is None else state.energy
         unit = torch.randint(x.shape[1], (len(x), 1), generator=generator, device=x.device)
         proposal = x.scatter(1, unit, 1 - x.gather(1, unit))
-        e_proposal = evaluate(lambda y: energy(y).clamp(max=3e38), proposal)  # from here exp(-∞) and exp(-3e38) are 0
+        e_proposal = energy(proposal)
+        if e_proposal.shape != x.shape[:1] or not e_proposal.min().item() > -math.inf:
+            evaluate(lambda _: e_proposal.clamp(max=3e38), proposal)  # raises, and passes over rows of energy ∞
         accept_prob = torch.exp((e - e_proposal).clamp(max=0))
-        accepted = sample_bits(accept_prob, generator) == 1
+        accepted = torch.rand(e.shape, generator=generator, dtype=accept_prob.dtype, device=e.device) < accept_prob
         return State(torch.where(accepted[:, None], proposal, x), torch.where(accepted, e_proposal, e)), accept_prob
 
 

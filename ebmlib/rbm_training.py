@@ -56,7 +56,6 @@ def contrastive_epoch(
     joint = torch.cat([joint, pad(rbm.hidden_bias, (0, 1), value=40.0)[None]])
     batches = pad(x_data.to(joint), (0, 1), value=1.0).split(batch_size)
     _require_finite(joint, "before")
-
     dtype, device = joint.dtype, joint.device
 
     def uniform() -> Iterator[tuple[Tensor, Tensor]]:
@@ -73,7 +72,9 @@ def contrastive_epoch(
 
     def draw(prob: Tensor) -> tuple[Tensor, Tensor]:  # h, and the uniform draws that will make x
         uniform_x, uniform_h = next(noise)
-        return uniform_h[: len(prob)].lt_(prob), uniform_x[: len(prob)]
+        if len(prob) < n_chains:  # the last batch
+            uniform_x, uniform_h = uniform_x[: len(prob)], uniform_h[: len(prob)]
+        return uniform_h.lt_(prob), uniform_x
 
     def down(h: Tensor, uniform_x: Tensor) -> Tensor:
         return uniform_x.lt_(torch.mm(h, joint.T).sigmoid_())
