@@ -4,6 +4,7 @@ import math
 from fractions import Fraction
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,7 +21,8 @@ def conformal_threshold(energies: Tensor, alpha: float) -> float:
     Args:
         energies: of normal observations that neither trained the energy nor chose anything, shape `(n,)`; an
             observation is exchangeable with them, if it is normal.
-        alpha: α, the rate of false alarms to allow, in (0, 1).
+        alpha: α, the rate of false alarms to allow, in (0, 1). A number within 1e-14 of a fraction whose denominator
+            is at most ten million means that fraction: 1 - 0.9, which is 0.09999999999999998, means a tenth.
 
     Raises:
         ValueError: if α is not in (0, 1), n is below 1/α - 1 (no threshold can then promise α), or an energy is NaN
@@ -31,7 +33,7 @@ def conformal_threshold(energies: Tensor, alpha: float) -> float:
     if not 0 < alpha < 1:
         raise ValueError(f"alpha must lie between 0 and 1; got {alpha}")
     energies = _checked(energies, "energies")
-    n, exact = len(energies), Fraction(repr(float(alpha)))  # as it is written: 0.1 is a tenth
+    n, exact = len(energies), _meant(float(alpha))
     k = math.ceil((n + 1) * (1 - exact))
     if k > n:
         raise ValueError(
@@ -39,6 +41,13 @@ def conformal_threshold(energies: Tensor, alpha: float) -> float:
             f"With fewer no finite threshold keeps the promise"
         )
     return energies.sort().values[k - 1].item()
+
+
+def _meant(alpha: float) -> Fraction:
+    """Return the number that a float was meant to be: rounding must not cost a place."""
+    written = Fraction(repr(alpha))
+    nearest = written.limit_denominator(10**7)  # two of these are 1e-14 apart, or more
+    return nearest if 0 < nearest < 1 and abs(nearest - written) < Fraction(1, 10**14) else written
 
 
 class OODReport(NamedTuple):
@@ -83,13 +92,15 @@ def evaluate_ood(energies_in: Tensor, energies_out: Tensor, n_bootstrap: int = 3
     if n_bootstrap < 40:
         raise ValueError(f"n_bootstrap must be at least 40; got {n_bootstrap}")
     e_in, e_out = _checked(energies_in, "energies_in"), _checked(energies_out, "energies_out")
-    generator = torch.Generator().manual_seed(seed)
+    cpu = torch.device("cpu")  # where the energies are now, whatever the default device is
+    generator = torch.Generator(cpu).manual_seed(seed)
 
     def resampled(e: Tensor) -> Tensor:
-        return e[torch.randint(len(e), (len(e),), generator=generator)]
+        return e[torch.randint(len(e), (len(e),), generator=generator, device=cpu)]
 
-    draws = torch.tensor([_measures(resampled(e_in), resampled(e_out)) for _ in range(n_bootstrap)])
-    bounds = draws.double().quantile(torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0).T.tolist()
+    draws = [_measures(resampled(e_in), resampled(e_out)) for _ in range(n_bootstrap)]
+    levels = torch.tensor([0.025, 0.975], dtype=torch.float64, device=cpu)
+    bounds = torch.tensor(draws, dtype=torch.float64, device=cpu).quantile(levels, dim=0).T.tolist()
     return OODReport(*_measures(e_in, e_out), *((low, high) for low, high in bounds))
 
 
@@ -98,11 +109,13 @@ def _measures(e_in: Tensor, e_out: Tensor) -> tuple[float, float, float]:
     from sklearn.metrics import auc, average_precision_score, roc_curve
 
     energies = torch.cat([e_in, e_out]).numpy()
-    is_out = torch.arange(len(energies)).numpy() >= len(e_in)
-    alarms_in, alarms_out, _ = roc_curve(is_out, energies, drop_intermediate=False)
-    # The rates are multiples of 1/n; a millionth forgives their rounding.
-    accepted = 1 - alarms_out[alarms_in <= 0.05 + 1e-6].max()
-    return float(auc(alarms_in, alarms_out)), float(average_precision_score(is_out, energies)), float(accepted)
+    is_out = np.arange(len(energies)) >= len(e_in)
+    rates_in, rates_out, _ = roc_curve(is_out, energies, drop_intermediate=False)
+    # Whole numbers of alarms: rates would be summed, and compared with 5 %, up to rounding alone.
+    alarms_in, alarms_out = np.rint(rates_in * len(e_in)), np.rint(rates_out * len(e_out))
+    area = auc(alarms_in, alarms_out) / (len(e_in) * len(e_out))
+    accepted = 1 - alarms_out[alarms_in <= len(e_in) // 20].max() / len(e_out)
+    return float(area), float(average_precision_score(is_out, energies)), float(accepted)
 
 
 def _checked(energies: Tensor, name: str) -> Tensor:
