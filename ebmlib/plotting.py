@@ -51,7 +51,7 @@ def energy_contours(
 
     Args:
         energy: callable `(batch, 2) -> (batch,)`.
-        low: lower left corner; a tensor of floats, here or in `high`, fixes device and precision.
+        low: lower left corner; a tensor, here or in `high`, fixes the device, and the precision if it has floats.
         high: upper right corner.
         ax: axes to draw on.
         span: nats shown; what is higher takes the last colour.
@@ -66,9 +66,10 @@ def energy_contours(
         raise ValueError(f"low and high must be two corners, low below high; got {low}, {high}")
     if not 0 < span < math.inf or n_points < 2:
         raise ValueError(f"span must be positive and n_points at least 2; got {span}, {n_points}")
-    tensors: list[Any] = [c for c in (low, high) if isinstance(c, Tensor) and c.is_floating_point()]
-    like = {"device": tensors[0].device, "dtype": tensors[0].dtype} if tensors else {}
-    grid = torch.cartesian_prod(*(torch.linspace(*side, n_points, **like) for side in sides))
+    tensors: list[Any] = [corner for corner in (low, high) if isinstance(corner, Tensor)]
+    device = tensors[0].device if tensors else None
+    dtype = next((corner.dtype for corner in tensors if corner.is_floating_point()), None)
+    grid = torch.cartesian_prod(*(torch.linspace(*side, n_points, device=device, dtype=dtype) for side in sides))
     with torch.no_grad():
         e = energy(grid)
     if e.shape != (len(grid),):
