@@ -71,7 +71,7 @@ class LogStandardize:
 
     Raises:
         ValueError: if shape or precision is another, a value is NaN, infinite or, in a log column, not positive, or a
-            column is constant: its smallest and largest t are equal, or vary by no more than rounding does.
+            column is constant: its smallest and largest t are equal, or but a few units in the last place apart.
     """
 
     def __init__(self, x: Tensor, log_columns: Sequence[int] = ()):
@@ -81,20 +81,21 @@ class LogStandardize:
         self.is_log[list(log_columns)] = True
         t = self._log(x)
         self.mean, self.std = t.mean(0), t.std(0, correction=0)
-        # A spread of about one unit in the last place is the rounding of a constant, and so is what remains of it.
-        varies = (t.amax(0) > t.amin(0)) & (self.std > torch.finfo(t.dtype).eps * t.abs().amax(0)) & self.std.isfinite()
-        if not varies.all():
-            column = int(torch.nonzero(~varies)[0])
+        # Values a few units in the last place apart are the rounding of a constant; std, rounded too, need not be zero.
+        rounding = 4 * torch.finfo(t.dtype).eps * t.abs().amax(0)
+        varies = (t.amax(0) - t.amin(0) > rounding) & (self.std > 0)
+        fits = self.mean.isfinite() & self.std.isfinite()
+        if not (varies & fits).all():
+            column = int(torch.nonzero(~(varies & fits))[0])
             low, high = x[:, column].min().item(), x[:, column].max().item()
-            why = "is constant" if self.std[column].isfinite() else "varies too much"
+            why = "is constant" if fits[column] else "is too large"
             raise ValueError(f"column {column} {why} for {x.dtype}, from {low} to {high}: it cannot be standardised")
 
-    def _checked(self, result: Tensor, x: Tensor, name: str) -> Tensor:
-        if not result.isfinite().all():
-            row, column = torch.nonzero(~result.isfinite())[0].tolist()
-            wants = ("positive and " if name == "x" and self.is_log[column] else "") + "finite"
+    def _require(self, good: Tensor, x: Tensor, name: str) -> None:
+        if not good.all():
+            row, column = torch.nonzero(~good)[0].tolist()
+            wants = ("positive and " if self.is_log[column] else "") + "finite"
             raise ValueError(f"row {row}, column {column} holds {x[row, column].item()}: {name} must be {wants}")
-        return result
 
     def _matches(self, x: Tensor, name: str) -> None:
         if x.ndim != 2 or x.shape[1] != len(self.is_log) or x.dtype not in (torch.float32, torch.float64):
@@ -105,17 +106,21 @@ class LogStandardize:
     def _log(self, x: Tensor) -> Tensor:
         self._matches(x, "x")
         # The ones stand where no logarithm is used, and keep NaN out of the gradient.
-        return self._checked(torch.where(self.is_log, torch.where(self.is_log, x, 1).log(), x), x, "x")
+        t = torch.where(self.is_log, torch.where(self.is_log, x, 1).log(), x)
+        self._require(t.isfinite(), x, "x")
+        return t
 
     def forward(self, x: Tensor) -> Tensor:
         """Return u, shape `(n, dim)`."""
         return (self._log(x) - self.mean) / self.std
 
     def inverse(self, u: Tensor) -> Tensor:
-        """Return x, shape `(n, dim)`; an error names a u that is not finite, or so large that its x is not."""
+        """Return x, shape `(n, dim)`; an error names a u whose x is not finite or, in a log column, rounds to zero."""
         self._matches(u, "u")
         t = u * self.std + self.mean
-        return self._checked(torch.where(self.is_log, torch.where(self.is_log, t, 0).exp(), t), u, "u and its x")
+        x = torch.where(self.is_log, torch.where(self.is_log, t, 0).exp(), t)
+        self._require(x.isfinite() & ((x > 0) | ~self.is_log), u, "its x")
+        return x
 
     def log_abs_det(self, x: Tensor) -> Tensor:
         """Return the log of the absolute determinant of ∂u/∂x at x, in nats, shape `(n,)`."""

@@ -64,7 +64,7 @@ def summarize(chains: Tensor) -> Summary:
         array_stats.ess(draws, method="tail", prob=(0.05, 0.95), **axes),
         array_stats.rhat(draws, method="rank", **axes),
     )
-    return Summary(*(torch.as_tensor(np.asarray(n)).reshape(chains.shape[2:]) for n in numbers))
+    return Summary(*(torch.from_numpy(np.asarray(n)).reshape(chains.shape[2:]) for n in numbers))
 
 
 def _require_chains(x: Tensor) -> None:
