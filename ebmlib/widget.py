@@ -112,8 +112,7 @@ def _payload(energy: Any) -> dict[str, Any]:
         return {"kind": "gaussian", "mean": mean, "precision": _numbers(precision), "offset": _number(energy.offset)}
     if kind == "GaussianMixtureEnergy":
         _require_plane(energy.means.shape[1])
-        present = energy.weights > 0  # log 0 has no place in JSON, and nothing to add
-        means, log_weights = _numbers(energy.means[present]), _numbers(energy.weights[present].log())
+        means, log_weights = _numbers(energy.means), _numbers(energy.weights.log())
         return {"kind": "mixture", "means": means, "std": _number(energy.std), "log_weights": log_weights} | {
             "offset": _number(energy.offset)
         }
