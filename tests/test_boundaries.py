@@ -188,9 +188,7 @@ CASES: dict[str, Callable[[Tensor, Any], Any]] = {
     "losses.contrastive_divergence": lambda x, e: losses.contrastive_divergence(e, x, x.flip(1)),
     "losses.energy_penalty": lambda x, e: losses.energy_penalty(e, x, x.flip(1)),
     "networks.MLPEnergy": lambda x, e: network(x)(x),
-    "networks.SoftSteps": lambda x, e: seeded(
-        lambda: networks.SoftSteps(x, 3), x
-    )(x),
+    "networks.SoftSteps": lambda x, e: seeded(lambda: networks.SoftSteps(x, 3), x)(x),
     "networks.Confined": lambda x, e: networks.Confined(e, 1.0)(x),
     "networks.ConvEnergy": lambda x, e: seeded(lambda: networks.ConvEnergy((1, 1, 2), (2,)), x)(x[:, None, None]),
     "ood.conformal_threshold": lambda x, e: ood.conformal_threshold(x[:, 0], 0.5),

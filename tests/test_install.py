@@ -20,12 +20,15 @@ for name in ("numpy", "torch"):
 """
 USE = """
 import importlib, pkgutil
-import ebmlib.datasets
+import ebmlib.datasets, ebmlib.notebook
+from pathlib import Path
 names = sorted(module.name for module in pkgutil.iter_modules(ebmlib.__path__))
 for name in names:
     importlib.import_module(f"ebmlib.{name}")
 assert len(ebmlib.datasets.wine_quality("white")) == 4898
-print(ebmlib.__file__, *names)
+for path in (Path(ebmlib.__file__).parent / "data" / "results").glob("*.json"):
+    ebmlib.notebook.benchmark_results(path.stem)
+print("USE", ebmlib.__file__, *names)
 """
 
 
@@ -89,7 +92,11 @@ def test_the_install_cell_adds_ebmlib_and_touches_nothing_else(python, clone):
     added = {path.name for path in site_packages.iterdir()} - had
     assert {name.partition("-")[0] for name in added} == {"ebmlib"}, f"{printed}\nit added {added}"
     assert run(str(python), "-c", STATE) == before, "torch or numpy has changed"
-    where, *modules = run(str(python), "-c", USE).split()
+    provenance, _, used = run(str(python), "-c", USE).rpartition("USE ")
+    where, *modules = used.split()
+    results = list((ROOT / "ebmlib" / "data" / "results").glob("*.json"))
+    assert provenance.count("s of CPU") == len(results) > 0, "what benchmarks gave is there without the repository"
+    assert "not here to compare: tests/benchmarks/" in provenance
     assert Path(where).parent == site_packages / "ebmlib"
     assert modules == sorted(path.stem for path in (ROOT / "ebmlib").glob("*.py") if path.stem != "__init__")
     assert install(python, clone, install_cell()) == "", "where ebmlib is there, the cell does nothing"

@@ -21,7 +21,9 @@ def test_the_wheel_is_whole(tmp_path):
         names = set(archive.namelist())
         for path in (ROOT / "ebmlib").glob("*.py"):
             assert f"ebmlib/{path.name}" in names
-        for path in [*(ROOT / "ebmlib" / "data").iterdir(), ROOT / "ebmlib" / "widget.js"]:
+        data = [path for path in (ROOT / "ebmlib" / "data").rglob("*") if path.is_file()]
+        assert {path.suffix for path in data} == {".csv", ".json", ".md"}, "wines, results and what they are"
+        for path in [*data, ROOT / "ebmlib" / "widget.js"]:
             name = path.relative_to(ROOT).as_posix()
             assert archive.read(name) == path.read_bytes(), f"{path.name} is not the original"
     assert not {name.split("/")[0] for name in names} - {"ebmlib"} - {wheel.stem.rsplit("-", 3)[0] + ".dist-info"}

@@ -9,12 +9,15 @@ import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import sync_playwright
 from torch import nn
+from torch.nn.utils import prune
 
+from ebmlib import widget
 from ebmlib.energies import GaussianEnergy, GaussianMixtureEnergy, energy_and_grad
 from ebmlib.networks import Confined, MLPEnergy
 from ebmlib.toys import eight_gaussians
@@ -93,6 +96,56 @@ def test_other_energies_are_a_type_error(energy):
         landscape(energy, LOW, HIGH)
 
 
+def hooked(kind):
+    energy = network((8,))
+    if kind == "hook":
+        energy.register_forward_hook(lambda module, inputs, e: 10 * e)
+    elif kind == "pre-hook":
+        energy.net[0].register_forward_pre_hook(lambda module, inputs: (10 * inputs[0],))
+    elif kind == "pruned":
+        prune.l1_unstructured(energy.net[0], "weight", 0.5)
+    else:
+        energy.forward = lambda x: x.square().sum(1)
+    return energy
+
+
+@pytest.mark.parametrize("kind", ["hook", "pre-hook", "pruned", "replaced"])
+def test_a_network_that_does_more_than_its_weights_say_is_a_type_error(kind):
+    for energy in (hooked(kind), Confined(hooked(kind), 2.0)):
+        with pytest.raises(TypeError, match="has a hook or a forward of its own"):
+            landscape(energy, LOW, HIGH)
+
+
+@pytest.mark.parametrize("name", ["offset", "std"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_number_that_is_not_finite_is_named(name, bad):
+    wells = GaussianMixtureEnergy(CENTRES, 0.7)
+    setattr(wells, name, bad)
+    with pytest.raises(ValueError, match=f"the energy has a parameter that is {bad}"):
+        landscape(wells, LOW, HIGH)
+
+
+def test_numbers_of_other_types_and_devices_arrive(monkeypatch):
+    options = {
+        "step_size": torch.tensor(0.5),
+        "temperature": np.float64(2),
+        "span": np.float32(5),
+        "n_particles": np.int64(7),
+    }
+    expected = landscape(WELLS, LOW, HIGH, step_size=0.5, temperature=2, span=5, n_particles=7)
+    with torch.device("meta"):
+        assert payload(landscape(WELLS, np.array(LOW), CENTRES.new_full((2,), 4), **options)) == payload(expected)
+    half = network((8,)).bfloat16()
+    (first, _) = payload(landscape(half, LOW, HIGH))["energy"]["layers"]
+    assert torch.equal(torch.tensor(first["weight"], device="cpu").bfloat16(), half.net[0].weight)
+
+
+def test_a_missing_script_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(widget, "SCRIPT", tmp_path / "widget.js")
+    with pytest.raises(FileNotFoundError, match="widget.js is missing: copy ebmlib/widget.js there"):
+        landscape(WELLS, LOW, HIGH)
+
+
 @pytest.mark.parametrize(
     "energy",
     [
@@ -114,6 +167,10 @@ def test_three_dimensions_are_a_value_error(energy):
         ({"low": (-1, -1, -1)}, "corners"),
         ({"low": (4, -4)}, "corners"),
         ({"high": (math.nan, 4)}, "corners"),
+        ({"high": (math.inf, 4)}, "corners"),
+        ({"low": (-math.inf, -4)}, "corners"),
+        ({"span": math.inf}, "span positive"),
+        ({"step_size": math.nan}, "step_size"),
         ({"step_size": 0.0}, "step_size"),
         ({"temperature": 5.0}, "temperature"),
         ({"sampler": "HMC"}, "sampler"),
