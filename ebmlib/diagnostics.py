@@ -1,12 +1,13 @@
 """What chains, energies and weights say of themselves: necessary conditions, none of them sufficient."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .energies import Energy, evaluate
+from .energies import Energy, energy_and_grad, evaluate
 
 
 class Summary(NamedTuple):
@@ -25,6 +26,38 @@ class Summary(NamedTuple):
     ess_bulk: Tensor
     ess_tail: Tensor
     r_hat: Tensor
+
+
+class Check(NamedTuple):
+    """A mean over draws, its standard error, and the value that it must have where all is well."""
+
+    value: float
+    std_error: float
+    expected: float
+
+    @property
+    def z(self) -> float:
+        """Distance from the expected value in standard errors: beyond 4 by chance in 6 of 100,000 cases."""
+        return (self.value - self.expected) / self.std_error
+
+
+class Checklist(NamedTuple):
+    """What the draws of chains say of themselves; `summary` is of each coordinate in turn and, last, of the energy.
+
+    `r_hat` is the largest and `ess` (bulk or tail) the smallest in the summary; `gap` is None without data.
+    """
+
+    r_hat: float
+    ess: float
+    stein: Check
+    gap: Check | None
+    summary: Summary
+
+    def alarms(self, r_hat: float = 1.01, ess: float = 400, z: float = 4) -> list[str]:
+        """Return the names of the fields that ring: R-hat not below, ESS not above, |z| not below the bar."""
+        fine = {"r_hat": self.r_hat < r_hat, "ess": self.ess > ess, "stein": abs(self.stein.z) < z}
+        fine["gap"] = self.gap is None or abs(self.gap.z) < z
+        return [name for name, silent in fine.items() if not silent]
 
 
 def summarize(chains: Tensor) -> Summary:
@@ -89,21 +122,71 @@ def _require_chains(x: Tensor) -> None:
             raise ValueError(f"chains {equal} are equal in all draws of the second half: do they share a seed?")
 
 
-def energy_gap(energy: Energy, x_data: Tensor, x_model: Tensor) -> float:
+def energy_gap(energy: Energy, x_data: Tensor, x_model: Tensor) -> Check:
     """Return mean E(x_model) - mean E(x_data), in nats: zero on average where the model has the data's distribution.
 
     Above zero the chains have not reached where the data lie; below zero they have found something deeper.
 
     Args:
         energy: callable `(batch, *event) -> (batch,)`.
-        x_data: shape `(n_data, *event)`.
-        x_model: shape `(n_model, *event)`.
+        x_data: independent draws, shape `(n_data, *event)`.
+        x_model: independent draws, `(n_model, *event)`, or the draws of chains, `(n_draws, n_chains, *event)`.
 
     Raises:
-        ValueError: if the energy returns another shape, or a NaN or infinite value.
+        ValueError: if there are fewer than two draws of either, or the energy returns another shape, or a NaN or
+            infinite value; for chains as `summarize`.
+    """
+    if min(len(x_data), len(x_model)) < 2:
+        raise ValueError(f"the error of a gap needs two draws of each at least; got {len(x_data)}, {len(x_model)}")
+    with torch.no_grad():
+        e_data = evaluate(energy, x_data).double()
+        if x_model.ndim == x_data.ndim + 1:
+            s = summarize(torch.stack([evaluate(energy, x) for x in x_model]))
+            mean, std_error = s.mean.item(), s.mcse.item()
+        else:
+            e = evaluate(energy, x_model).double()
+            mean, std_error = e.mean().item(), e.std().item() / math.sqrt(len(e))
+    return Check(mean - e_data.mean().item(), math.hypot(std_error, e_data.std().item() / math.sqrt(len(e_data))), 0.0)
+
+
+def stein_check(energy: Energy, chains: Tensor) -> Check:
+    """Return the mean of (x - c)·∇E(x): the number d of coordinates, for draws from exp(-E), whatever E is.
+
+    Integration by parts gives E_p[(x - c)·∇E] = d for any fixed c; here it is the mean of the other chains. Draws from
+    exp(-E/T) give T d, so value / d is the temperature that the chains have. A mode without draws is not missed.
+
+    Args:
+        energy: callable `(batch, *event) -> (batch,)`, without jumps; exp(-E) must vanish far out.
+        chains: draws, shape `(n_draws, n_chains, *event)`, as `trace(...).x` has them, burn-in removed.
+
+    Raises:
+        ValueError: as `summarize`.
+
+    Source: Gorham and Mackey (2015), Advances in Neural Information Processing Systems 28.
+    """
+    own = chains.mean(0)
+    centre = (own.sum(0) - own) / (chains.shape[1] - 1)
+    s = summarize(torch.stack([((x - centre) * energy_and_grad(energy, x)[1]).flatten(1).sum(1) for x in chains]))
+    return Check(s.mean.item(), s.mcse.item(), float(chains[0, 0].numel()))
+
+
+def checklist(energy: Energy, chains: Tensor, x_data: Tensor | None = None) -> Checklist:
+    """Return what to look at before an average of chains is quoted; its method `alarms` names what rings.
+
+    Args:
+        energy: callable `(batch, *event) -> (batch,)`.
+        chains: draws, shape `(n_draws, n_chains, *event)`, burn-in removed; from dispersed starts.
+        x_data: independent draws, `(n_data, *event)`, of what the energy should have learned.
+
+    Raises:
+        ValueError: as `summarize`; if an energy is NaN or infinite.
     """
     with torch.no_grad():
-        return (evaluate(energy, x_model).mean() - evaluate(energy, x_data).mean()).item()
+        e = torch.stack([evaluate(energy, x) for x in chains])
+    s = summarize(torch.cat([chains.flatten(2), e[..., None]], 2))
+    gap = None if x_data is None else energy_gap(energy, x_data, chains)
+    ess = torch.minimum(s.ess_bulk, s.ess_tail).min().item()
+    return Checklist(s.r_hat.max().item(), ess, stein_check(energy, chains), gap, s)
 
 
 def weight_ess(log_w: Tensor) -> float:
@@ -117,7 +200,7 @@ def weight_ess(log_w: Tensor) -> float:
 
     Source: Kong (1992), Technical Report 348, University of Chicago.
     """
-    if log_w.ndim != 1 or torch.isnan(log_w).any() or not torch.isfinite(log_w.max()):
+    if log_w.ndim != 1 or not len(log_w) or torch.isnan(log_w).any() or not torch.isfinite(log_w.max()):
         raise ValueError(f"log_w must be (n,), not NaN and with a finite largest value; got {log_w}")
     log_w = log_w.detach().double()
     return (2 * torch.logsumexp(log_w, 0) - torch.logsumexp(2 * log_w, 0)).exp().item()

@@ -24,7 +24,6 @@ from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
-import pytest
 import torch
 from torch import Tensor
 
