@@ -19,7 +19,7 @@ PORT ?= 8000
 watched := book notebooks ebmlib tests/benchmarks _config.yml _toc.yml pyproject.toml requirements.txt
 notebooks := $(wildcard notebooks/*.ipynb)
 copies := $(notebooks:notebooks/%=build/executed/%)
-code := $(wildcard ebmlib/*.py ebmlib/*.js ebmlib/data/* tests/benchmarks/*.py tests/benchmarks/results/*)
+code := $(wildcard ebmlib/*.py ebmlib/*.js ebmlib/data/*.* ebmlib/data/results/* tests/benchmarks/*.py)
 pages := $(shell find book -type f -not -name '*.pyc' 2>/dev/null) _config.yml _toc.yml pyproject.toml
 
 # owner/name as pyproject.toml has it, and as asked for; where GitHub publishes the pages of such a repository

@@ -176,7 +176,7 @@ def mixture(x: Tensor, n_components: int, seed: int = 0) -> MixtureSameFamily:
     from sklearn.mixture import GaussianMixture
 
     LogStandardize(x)  # raises what is said above
-    rows = x.double().cpu().numpy()
+    rows = x.detach().double().cpu().numpy()
     mean, std = rows.mean(0), rows.std(0)
     z = (rows - mean) / std
     # k-means sees the columns as they are, but for powers of two that bring them to about one scale.

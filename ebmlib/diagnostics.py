@@ -64,9 +64,8 @@ def summarize(chains: Tensor) -> Summary:
     """Return mean, Monte Carlo standard error, effective sample sizes and R-hat of each coordinate, by arviz-stats.
 
     Each number belongs to one statistic: for the error of a mean of squares, summarize the squares. R-hat does not see
-    one stuck chain among many, nor chains that share their random numbers; these are errors. What may rightly stay the
-    same, a statistic of two values such as whether x > 3, counts as stuck only where no coordinate of a chain moves;
-    give a rare event beside one that does. Chains that repeat each other later on (a lag) are not looked for.
+    one stuck chain among many, nor chains that share their random numbers: these are errors, but for a lag between
+    them. A statistic of two values, such as whether x > 3, counts as stuck only where no coordinate of a chain moves.
 
     Args:
         chains: draws, shape `(n_draws, n_chains, *event)`, as `trace(...).x` has them, burn-in removed.
@@ -141,7 +140,7 @@ def energy_gap(energy: Energy, x_data: Tensor, x_model: Tensor) -> Check:
     with torch.no_grad():
         e_data = evaluate(energy, x_data).double()
         if x_model.ndim == x_data.ndim + 1:
-            s = summarize(torch.stack([evaluate(energy, x) for x in x_model]))
+            s = summarize(_of_each_draw(lambda x: evaluate(energy, x), x_model))
             mean, std_error = s.mean.item(), s.mcse.item()
         else:
             e = evaluate(energy, x_model).double()
@@ -166,7 +165,7 @@ def stein_check(energy: Energy, chains: Tensor) -> Check:
     """
     own = chains.mean(0)
     centre = (own.sum(0) - own) / (chains.shape[1] - 1)
-    s = summarize(torch.stack([((x - centre) * energy_and_grad(energy, x)[1]).flatten(1).sum(1) for x in chains]))
+    s = summarize(_of_each_draw(lambda x: ((x - centre) * energy_and_grad(energy, x)[1]).flatten(1).sum(1), chains))
     return Check(s.mean.item(), s.mcse.item(), float(chains[0, 0].numel()))
 
 
@@ -182,11 +181,17 @@ def checklist(energy: Energy, chains: Tensor, x_data: Tensor | None = None) -> C
         ValueError: as `summarize`; if an energy is NaN or infinite.
     """
     with torch.no_grad():
-        e = torch.stack([evaluate(energy, x) for x in chains])
+        e = _of_each_draw(lambda x: evaluate(energy, x), chains)
     s = summarize(torch.cat([chains.flatten(2), e[..., None]], 2))
     gap = None if x_data is None else energy_gap(energy, x_data, chains)
     ess = torch.minimum(s.ess_bulk, s.ess_tail).min().item()
     return Checklist(s.r_hat.max().item(), ess, stein_check(energy, chains), gap, s)
+
+
+def _of_each_draw(statistic: Energy, chains: Tensor) -> Tensor:
+    if chains.ndim < 3 or not chains.numel():
+        raise ValueError(f"chains must be (n_draws, n_chains, *event), not empty; got {tuple(chains.shape)}")
+    return torch.stack([statistic(x) for x in chains])
 
 
 def weight_ess(log_w: Tensor) -> float:

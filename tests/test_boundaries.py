@@ -5,9 +5,10 @@
     same      the value for the usual rows, with the input's dtype
     graph     the same, and it carries the gradient of an input that requires one; without a graph it is "same"
     drawn     random: of the right dtype, and finite; the module's own tests judge the values
+    some      finite, and rightly another value: of integers, or of one row where a value belongs to all
     none      empty, as the input is
     row       NaN for the NaN row alone, and the other rows as they were
-    Error     the error's name; `unmade` is torch's own, where it says that it does not implement a dtype
+    Error     the error's name; `dtype` is torch's own error, where it refuses or lacks a dtype and says so
     -         no such input
 
 A new public name fails here until it has its case and its row. `python tests/test_boundaries.py` prints what is.
@@ -16,6 +17,7 @@ A new public name fails here until it has its case and its row. `python tests/te
 import importlib
 import inspect
 import pkgutil
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -49,6 +51,7 @@ from ebmlib import (
     tilted,
     toys,
     training,
+    tuning,
     two_sample,
     widget,
 )
@@ -56,6 +59,8 @@ from ebmlib import (
 mpl.use("Agg")
 TABLE = Path(__file__).with_name("boundaries.txt")
 COLUMNS = "empty one nan integer float64 float16 gradient strided column".split()
+# How torch says that it refuses a dtype, or mixed ones, or does not implement one.
+REFUSED = r"not implemented for|[Ll]ow precision dtypes|dtype|data type|scalar type|floating point"
 OURS = {"ValueError", "NotFinite", "TypeError", "Divergence"}
 # Without an input that has rows.
 WITHOUT_ROWS = {
@@ -125,6 +130,11 @@ def trained(x: Tensor, e: Any) -> float:
     return parameter.detach()
 
 
+def one_epoch(x: Tensor, e: Any) -> Tensor:
+    batches = training.minibatches(x, len(x), generator())
+    return next(batches)[batches.order.argsort()]
+
+
 def checkpointed(x: Tensor, e: Any) -> Tensor:
     states = buffer.ReplayBuffer(x, fresh=lambda n: x[:n])
     with tempfile.TemporaryDirectory() as folder:
@@ -155,8 +165,8 @@ CASES: dict[str, Callable[[Tensor, Any], Any]] = {
     "checkpoint.save_checkpoint": checkpointed,
     "checkpoint.load_checkpoint": checkpointed,
     "conditional.marginal": lambda x, e: conditional.marginal(per_class(x, e))(x),
-    "conditional.held": lambda x, e: conditional.held(e, x, torch.tensor([True, False]))(x),
-    "conditional.conditional_log_prob": lambda x, e: conditional.conditional_log_prob(e, x, 0, conditional_grid(x)),
+    "conditional.held": lambda x, e: energies.evaluate(conditional.held(e, x, torch.tensor([False, True])), x),
+    "conditional.conditional_log_prob": lambda x, e: conditional.conditional_log_prob(e, x, 1, conditional_grid(x)),
     "conditional.grid_quantiles": lambda x, e: conditional.grid_quantiles(conditional_grid(x)[:2], x, [0.5]),
     "datasets.LogStandardize": lambda x, e: datasets.LogStandardize(x).forward(x),
     "datasets.mixture": lambda x, e: datasets.mixture(x, 1).log_prob(x),
@@ -165,6 +175,10 @@ CASES: dict[str, Callable[[Tensor, Any], Any]] = {
     "density.best_bandwidth": lambda x, e: density.best_bandwidth(x, x + 0.3),
     "diagnostics.Summary": lambda x, e: diagnostics.summarize(x[:, :, None]),
     "diagnostics.summarize": lambda x, e: diagnostics.summarize(x[:, :, None]).mean,
+    "diagnostics.Check": lambda x, e: diagnostics.energy_gap(e, x, x.flip(0)),
+    "diagnostics.Checklist": lambda x, e: diagnostics.checklist(e, x[:, :, None]).stein,
+    "diagnostics.checklist": lambda x, e: diagnostics.checklist(e, x[:, :, None]).stein,
+    "diagnostics.stein_check": lambda x, e: diagnostics.stein_check(e, x[:, :, None]),
     "diagnostics.energy_gap": lambda x, e: diagnostics.energy_gap(e, x, x.flip(0)),
     "diagnostics.weight_ess": lambda x, e: diagnostics.weight_ess(x[:, 0]),
     "energies.evaluate": lambda x, e: energies.evaluate(e, x),
@@ -188,7 +202,7 @@ CASES: dict[str, Callable[[Tensor, Any], Any]] = {
     "losses.energy_penalty": lambda x, e: losses.energy_penalty(e, x, x.flip(1)),
     "networks.MLPEnergy": lambda x, e: network(x)(x),
     "networks.SoftSteps": lambda x, e: seeded(lambda: networks.SoftSteps(x, 3), x)(x),
-    "networks.Confined": lambda x, e: networks.Confined(e, 1.0)(x),
+    "networks.Confined": lambda x, e: energies.evaluate(networks.Confined(e, 1.0), x),
     "networks.ConvEnergy": lambda x, e: seeded(lambda: networks.ConvEnergy((1, 1, 2), (2,)), x)(x[:, None, None]),
     "ood.conformal_threshold": lambda x, e: ood.conformal_threshold(x[:, 0], 0.5),
     "ood.two_sided": lambda x, e: ood.two_sided(x[:, 0], 0.7),
@@ -230,7 +244,7 @@ CASES: dict[str, Callable[[Tensor, Any], Any]] = {
     "samplers.MALA": lambda x, e: samplers.run(samplers.MALA(0.1), e, x, 2, generator()),
     "samplers.HMC": lambda x, e: samplers.run(samplers.HMC(0.1, 2), e, x, 2, generator()),
     "samplers.run": lambda x, e: samplers.run(samplers.Langevin(0.1, 0.0), e, x, 2),
-    "samplers.trace": lambda x, e: samplers.trace(samplers.Langevin(0.1, 0.0), e, x, 2).x,
+    "samplers.trace": lambda x, e: samplers.trace(samplers.Langevin(0.1, 0.0), e, x, 2).x[1],
     "samplers.leapfrog": lambda x, e: samplers.leapfrog(e, x, x, x, 0.1, 2),
     "tilted.TiltedEnergy": lambda x, e: tilted.TiltedEnergy(gaussian(x), e)(x),
     "toys.Toy": lambda x, e: toys.rings().log_prob(x),
@@ -238,8 +252,9 @@ CASES: dict[str, Callable[[Tensor, Any], Any]] = {
     "toys.rings": lambda x, e: toys.rings().log_prob(x),
     "toys.two_moons": lambda x, e: toys.two_moons().log_prob(x),
     "toys.checkerboard": lambda x, e: toys.checkerboard().log_prob(x),
-    "training.minibatches": lambda x, e: next(training.minibatches(x, 1, generator())),
+    "training.minibatches": one_epoch,
     "training.train": trained,
+    "tuning.tune": lambda x, e: tuning.tune(samplers.HMC(1.0, 2), e, x, 0.7, 20, generator()).step_size,
     "two_sample.neighbour_test": lambda x, e: two_sample.neighbour_test(x, x + 0.3, 1, 2, generator()).share,
     "two_sample.NeighbourTest": lambda x, e: two_sample.neighbour_test(x, x + 0.3, 1, 2, generator()).share,
     "widget.landscape": lambda x, e: (widget.landscape(gaussian(x), x[0], x[0] + 1), 1.0)[1],
@@ -249,13 +264,16 @@ RANDOM = {
     *"fitting.Fit fitting.train_to_best fitting.fit_tilt fitting.fit_flow losses.conditional_noise_contrastive".split(),
     *"partition.importance_sampling rbm.BlockGibbs rbm.SingleFlip rbm.sample_bits".split(),
     *"rbm_training.contrastive_epoch".split(),
-    *"samplers.Chains samplers.Langevin samplers.MALA samplers.HMC training.minibatches".split(),
+    *"tuning.tune samplers.Chains samplers.Langevin samplers.MALA samplers.HMC".split(),
 }
 BINARY = {
     *"rbm.RBM rbm.State rbm.check_binary rbm.sample_bits rbm.BlockGibbs rbm.SingleFlip".split(),
     *"rbm_training.contrastive_epoch partition.enumeration".split(),
 }
 WITHOUT_ENERGY = {name for name, case in CASES.items() if "e(" not in (s := inspect.getsource(case)) and "(e," not in s}
+
+OF_NO_ROW = {"partition.enumeration", "partition.importance_sampling"}  # they make their own
+OF_ONE_ROW = {name for name, case in CASES.items() if "x[0]" in inspect.getsource(case)}  # there is none
 
 
 class Plane:
@@ -268,7 +286,7 @@ def inputs(name: str) -> Iterator[tuple[str, Tensor]]:
     x = torch.tensor([[0.3, 0.9], [0.1, 0.2], [0.5, 0.4], [0.8, 0.7], [0.2, 0.6], [0.7, 0.1]])
     x = x.round() if name in BINARY else x
     lost = x.clone()
-    lost[1, 0] = torch.nan
+    lost[0, 0] = torch.nan
     yield "usual", x
     yield "empty", x[:0]
     yield "one", x[:1]
@@ -292,23 +310,23 @@ def outcome(name: str, kind: str, x: Tensor, usual: list[Tensor]) -> str:
     try:
         found = CASES[name](x, (lambda v: quadratic(v)[:, None]) if kind == "column" else quadratic)
     except Exception as error:  # its name is what is asked
-        unmade = "not implemented for" in str(error) or "Low precision dtypes not supported" in str(error)
-        return "unmade" if unmade else type(error).__name__
+        return "dtype" if re.search(REFUSED, str(error)) else type(error).__name__
     found = tensors(found)
     if any(value.is_floating_point() and value.ndim and value.dtype not in (x.dtype, torch.float64) for value in found):
         if kind != "integer":
-            return "dtype"
+            return "precision"
     if kind == "empty" and all(value.numel() == 0 for value in found):
         return "none"
     if kind == "nan":
-        good = [index for index in range(len(x)) if index != 1]
-        if all(len(v) == len(x) and v[good].isfinite().all() and not v[1].isfinite().all() for v in found if v.ndim):
-            return "row" if any(v.ndim for v in found) else "silent"
+        if all(v.ndim and len(v) == len(x) and v[1:].isfinite().all() and v[0].isnan().any() for v in found):
+            return "row"
         return "spread" if any(value.isnan().any() for value in found) else "silent"
     if any(value.isnan().any() for value in found):
         return "NaN"
     if name in RANDOM or kind == "integer":
         return "drawn" if name in RANDOM else "some"
+    if kind == "one" and not any(value.ndim and len(value) == 6 for value in usual):
+        return "some"
     usual = [value[:1] if kind == "one" and value.ndim and len(value) == 6 else value for value in usual]
     near = 2e-2 if kind == "float16" else 1e-4
     if len(found) != len(usual) or any(a.shape != b.shape for a, b in zip(found, usual, strict=True)):
@@ -325,7 +343,19 @@ def table() -> dict[str, list[str]]:
         torch.manual_seed(0)
         usual = [value.detach() for value in tensors(CASES[name](next(kinds)[1], quadratic))]
         lines[name] = [
-            "-" if kind == "column" and name in WITHOUT_ENERGY else outcome(name, kind, x, usual) for kind, x in kinds
+            "-"
+            if name
+            in (
+                WITHOUT_ENERGY
+                if kind == "column"
+                else OF_ONE_ROW
+                if kind == "empty"
+                else OF_NO_ROW
+                if kind == "nan"
+                else ()
+            )
+            else outcome(name, kind, x, usual)
+            for kind, x in kinds
         ]
     return lines
 
@@ -359,7 +389,7 @@ def test_what_comes_back_is_what_the_table_says():
 
 
 def test_no_input_gives_a_wrong_value_or_an_error_that_is_not_ours():
-    good = OURS | {"same", "graph", "drawn", "some", "none", "row", "unmade", "-"}
+    good = OURS | {"same", "graph", "drawn", "some", "none", "row", "dtype", "-"}
     for name, outcomes in read_table().items():
         for column, word in zip(COLUMNS, outcomes, strict=True):
             assert word in good, f"{name}, {column}: {word}"
