@@ -1,4 +1,4 @@
-"""What chains, energies and weights say of themselves: necessary conditions, none of them sufficient."""
+"""What chains and energies say of themselves: necessary conditions, none of them sufficient."""
 
 import math
 from typing import NamedTuple
@@ -192,20 +192,3 @@ def _of_each_draw(statistic: Energy, chains: Tensor) -> Tensor:
     if chains.ndim < 3 or not chains.numel():
         raise ValueError(f"chains must be (n_draws, n_chains, *event), not empty; got {tuple(chains.shape)}")
     return torch.stack([statistic(x) for x in chains])
-
-
-def weight_ess(log_w: Tensor) -> float:
-    """Return the effective number among weighted draws, (Σ w)² / Σ w²: n if all weights are equal, 1 if one rules.
-
-    Args:
-        log_w: logarithms of the weights, shape `(n,)`, up to a common constant; -∞ is a weight of zero.
-
-    Raises:
-        ValueError: if a weight is NaN or infinite, or all are zero.
-
-    Source: Kong (1992), Technical Report 348, University of Chicago.
-    """
-    if log_w.ndim != 1 or not len(log_w) or torch.isnan(log_w).any() or not torch.isfinite(log_w.max()):
-        raise ValueError(f"log_w must be (n,), not NaN and with a finite largest value; got {log_w}")
-    log_w = log_w.detach().double()
-    return (2 * torch.logsumexp(log_w, 0) - torch.logsumexp(2 * log_w, 0)).exp().item()

@@ -45,9 +45,8 @@ class RBM(nn.Module):
     @classmethod
     def from_parameters(cls, weight: Tensor, visible_bias: Tensor, hidden_bias: Tensor) -> "RBM":
         """Return the machine with copies of these parameters; no gradient goes back to them."""
-        fits = weight.ndim == 2 and visible_bias.shape == weight.shape[:1] and hidden_bias.shape == weight.shape[1:]
-        if not fits or weight.numel() == 0:
-            shapes = [tuple(p.shape) for p in (weight, visible_bias, hidden_bias)]
+        shapes = [tuple(p.shape) for p in (weight, visible_bias, hidden_bias)]
+        if weight.ndim != 2 or weight.numel() == 0 or shapes[1:] != [shapes[0][:1], shapes[0][1:]]:
             raise ValueError(f"expected shapes (n_visible, n_hidden), (n_visible,), (n_hidden,); got {shapes}")
         rbm = cls.__new__(cls)  # no random draw
         nn.Module.__init__(rbm)

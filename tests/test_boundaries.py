@@ -180,7 +180,7 @@ CASES: dict[str, Callable[[Tensor, Any], Any]] = {
     "diagnostics.checklist": lambda x, e: diagnostics.checklist(e, x[:, :, None]).stein,
     "diagnostics.stein_check": lambda x, e: diagnostics.stein_check(e, x[:, :, None]),
     "diagnostics.energy_gap": lambda x, e: diagnostics.energy_gap(e, x, x.flip(0)),
-    "diagnostics.weight_ess": lambda x, e: diagnostics.weight_ess(x[:, 0]),
+    "partition.weight_ess": lambda x, e: partition.weight_ess(x[:, 0]),
     "energies.evaluate": lambda x, e: energies.evaluate(e, x),
     "energies.energy_and_grad": lambda x, e: energies.energy_and_grad(e, x),
     "energies.by_autograd": lambda x, e: energies.by_autograd(e, x),

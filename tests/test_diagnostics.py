@@ -4,10 +4,8 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from ebmlib.diagnostics import Check, checklist, energy_gap, stein_check, summarize, weight_ess
+from ebmlib.diagnostics import Check, checklist, energy_gap, stein_check, summarize
 from ebmlib.energies import GaussianEnergy, GaussianMixtureEnergy
 
 F64 = torch.float64
@@ -224,20 +222,3 @@ def test_chains_that_cannot_be_judged_are_named(judge):
         judge(standard_normal(1), autoregressive(0.0, n_draws=3))
     with pytest.raises(ValueError, match="an energy must return shape"):
         judge(lambda x: x, autoregressive(0.0, n_draws=10))
-
-
-@given(n=st.integers(1, 50), shift=st.floats(-1e4, 1e4))
-def test_weight_ess_of_equal_weights_is_their_number(n, shift):
-    assert weight_ess(torch.full((n,), shift)) == pytest.approx(n, rel=1e-6)
-
-
-def test_weight_ess_of_unequal_weights():
-    w = torch.tensor([1.0, 2.0, 3.0], dtype=F64)
-    assert weight_ess(w.log() + 900) == pytest.approx(36 / 14, rel=1e-9)
-    assert weight_ess(torch.tensor([0.0, -math.inf, -800.0])) == pytest.approx(1.0)
-
-
-@pytest.mark.parametrize("bad", [[math.nan, 0.0], [math.inf, 0.0], [-math.inf, -math.inf], [[0.0, 1.0]]])
-def test_weights_that_are_none_are_named(bad):
-    with pytest.raises(ValueError, match="finite largest value; got tensor"):
-        weight_ess(torch.tensor(bad))
