@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_notebooks import NOTEBOOKS, repository
+from test_copyable import brought_by, third_party
+from test_notebooks import NOTEBOOKS, code_cells, repository
 
 import ebmlib
 
@@ -170,6 +171,28 @@ def test_the_dev_container_has_one_fixed_image():
     major = re.fullmatch(r"mcr\.microsoft\.com/devcontainers/python:(\d+)-3\.11-\w+", container["image"]).group(1)
     assert int(major) >= 3, "the images of the majors before 3 are frozen, and their apt-get update fails"
     assert "make .venv/.done" in container["postCreateCommand"]
+
+
+def test_binder_installs_what_the_notebooks_import_and_no_more():
+    """Its pins are those of requirements.txt, without the site's and the tests' packages."""
+    pinned = (ROOT / "requirements.txt").read_text("utf-8").partition("# the book's code\n")[2].partition("\n\n")[0]
+    lean = (ROOT / ".binder" / "requirements.txt").read_text("utf-8").splitlines()
+    assert [line for line in lean if not line.startswith(("#", "--"))] == pinned.splitlines()
+    packages = set(re.findall(r"^([\w-]+)==", pinned, re.MULTILINE))
+    for path in NOTEBOOKS:
+        cells = [re.sub(r"^(\s*)[%!].*", r"\1pass", cell.source, flags=re.MULTILINE) for cell in code_cells(path)]
+        imported = set().union(*(third_party(ast.parse(cell)) for cell in cells))
+        assert imported <= brought_by(packages), f"{path.name} imports {imported - brought_by(packages)}"
+    for path in (ROOT / "ebmlib").glob("*.py"):
+        imported = third_party(ast.parse(path.read_text("utf-8")))
+        assert imported <= brought_by(packages), f"{path.name} imports {imported - brought_by(packages)}"
+
+
+def test_every_file_is_read_by_its_encoding():
+    for path in [path for folder in ("ebmlib", "tests", "book") for path in (ROOT / folder).rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "read_text":
+                assert node.args or node.keywords, f"{path.relative_to(ROOT)}, line {node.lineno}: read_text('utf-8')"
 
 
 def test_version_and_address_are_the_same_everywhere():
