@@ -117,7 +117,7 @@ def train(
     return losses
 
 
-def save_checkpoint(path: str | os.PathLike, parts: Mapping[str, Stateful | torch.Generator]) -> None:
+def save_checkpoint(path: str | os.PathLike[str], parts: Mapping[str, Stateful | torch.Generator]) -> None:
     """Save the state of each part, and of torch's global generators, in one file: what bit-equal resuming needs.
 
     Args:
@@ -134,7 +134,7 @@ def save_checkpoint(path: str | os.PathLike, parts: Mapping[str, Stateful | torc
     aside.replace(path)
 
 
-def load_checkpoint(path: str | os.PathLike, parts: Mapping[str, Stateful | torch.Generator]) -> None:
+def load_checkpoint(path: str | os.PathLike[str], parts: Mapping[str, Stateful | torch.Generator]) -> None:
     """Put each part, and torch's global generators, back into the state that `save_checkpoint` saved.
 
     Args:

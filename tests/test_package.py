@@ -1,5 +1,6 @@
 """The wheel carries every module, the data and the marker of types, byte for byte; so does the sdist, without tests."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -62,9 +63,31 @@ def test_the_wheel_is_whole(wheel):
     assert {name.partition("/")[0] for name in names - NAMES} == {wheel.stem.rsplit("-", 3)[0] + ".dist-info"}
 
 
-def test_types_are_announced(wheel):
+MODULES = ", ".join(path.stem for path in FILES if path.suffix == ".py" and path.stem != "__init__")
+
+
+@pytest.mark.parametrize(
+    ("last", "without", "said"),
+    [
+        (f"print({MODULES})", None, "Success"),
+        ("print(partition.enumeration(len, 'many'))", None, "[arg-type]"),
+        ("print(partition.no_such_name)", None, "[attr-defined]"),
+        (f"print({MODULES})", "py.typed", "[import-untyped]"),
+    ],
+)
+def test_a_users_script_is_strictly_typed(wheel, tmp_path, last, without, said):
+    """mypy reads the types of an installed package only if that announces them; no other package is installed here."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "env"], check=True)
+    (site_packages,) = (tmp_path / "env").glob("lib/python*/site-packages")
     with zipfile.ZipFile(wheel) as archive:
-        assert archive.read("ebmlib/py.typed") == b""
+        archive.extractall(site_packages)
+    if without:
+        (site_packages / "ebmlib" / without).unlink()
+    (tmp_path / "script.py").write_text(f"from ebmlib import {MODULES}\n\n{last}\n", "utf-8")
+    command = [sys.executable, "-m", "mypy", "--strict", "--python-executable", tmp_path / "env" / "bin" / "python"]
+    clean = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "MYPYPATH")}
+    result = subprocess.run([*command, "script.py"], cwd=tmp_path, env=clean, capture_output=True, text=True)
+    assert said in result.stdout, result.stdout + result.stderr
 
 
 def test_what_a_build_leaves_is_not_committed():
