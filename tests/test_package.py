@@ -30,7 +30,7 @@ def build(kind, source, folder):
 def sdist(tmp_path_factory):
     source = tmp_path_factory.mktemp("source")  # a copy: the build leaves its traces there
     for name in ("ebmlib", "tests"):
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("*.pyc"))
     for name in ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     return build("sdist", source, tmp_path_factory.mktemp("sdist"))
