@@ -21,7 +21,7 @@ class Stateful(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> Any: ...
 
 
-def save_checkpoint(path: str | os.PathLike, parts: Mapping[str, Stateful | torch.Generator]) -> None:
+def save_checkpoint(path: str | os.PathLike[str], parts: Mapping[str, Stateful | torch.Generator]) -> None:
     """Save the state of each part, and of torch's global generators, in one file: what bit-equal resuming needs.
 
     Args:
@@ -42,7 +42,7 @@ def save_checkpoint(path: str | os.PathLike, parts: Mapping[str, Stateful | torc
         aside.unlink(missing_ok=True)
 
 
-def load_checkpoint(path: str | os.PathLike, parts: Mapping[str, Stateful | torch.Generator]) -> None:
+def load_checkpoint(path: str | os.PathLike[str], parts: Mapping[str, Stateful | torch.Generator]) -> None:
     """Put each part, and torch's global generators, back into the state that `save_checkpoint` saved.
 
     All or nothing: where a part refuses its state, those before it are put back. The global generators of CUDA are set

@@ -5,13 +5,11 @@ It drives Debian's Chromium (`apt install chromium`) through playwright, which d
 
 import gzip
 import io
-import shutil
 import threading
 from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
-from pathlib import Path
 from random import Random
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -21,8 +19,6 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import sync_playwright
 
-SITE = Path(__file__).resolve().parents[1] / "build" / "html"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = [
     *"--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking".split(),
     *"--disable-component-update --disable-sync".split(),
@@ -124,23 +120,19 @@ def served(folder):
 
 
 @pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("no Chromium: apt install chromium")
+def browser(chromium):
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
         yield browser
         browser.close()
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory):
+def site(built, tmp_path_factory):
     """The address of the built site, served from a folder of a host as most hosts do."""
-    if not SITE.is_dir():
-        pytest.skip("no site: make book")
     host = tmp_path_factory.mktemp("host")
     (host / "some").mkdir()
-    (host / "some" / "book").symlink_to(SITE)
+    (host / "some" / "book").symlink_to(built / "html")
     with served(host) as address:
         yield f"{address}/some/book"
 
@@ -232,9 +224,9 @@ def overweight(weighed):
     return [name for name, (first, then) in weighed.items() if first > FIRST_KIB or then > NEXT_KIB]
 
 
-def test_every_page_is_sound(browser, site, capsys):
-    problems, chapters = [], {}
-    names = sorted(path.relative_to(SITE).as_posix() for path in SITE.rglob("*.html"))
+def test_every_page_is_sound(browser, site, built, capsys):
+    folder, problems, chapters = built / "html", [], {}
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.html"))
     names = [name for name in names if not name.startswith("_static/") and name != "index.html"]  # it only leads on
     with a_page(browser, WIDTHS[0]) as page:
         for name in names:
@@ -242,7 +234,7 @@ def test_every_page_is_sound(browser, site, capsys):
             problems += [f"{name} {problem}" for problem in found.problems]
             if name.startswith("notebooks/"):
                 chapters[name] = {address.replace(f"{site}/", "http://site/") for address in found.files}
-    weighed = weights(chapters, SITE)
+    weighed = weights(chapters, folder)
     with capsys.disabled():
         print(f"\n{len(names)} pages in Chromium; gzip, KiB, first visit (at most {FIRST_KIB}) and next ({NEXT_KIB}):")
         for name, (first, then) in weighed.items():
@@ -295,12 +287,10 @@ def test_figures_follow_the_switch_of_the_theme_against_the_system(browser, site
             assert corner < 0.15 if chosen == "dark" else corner > 0.95
 
 
-def test_it_opens_from_disk(browser):
-    if not SITE.is_dir():
-        pytest.skip("no site: make book")
+def test_it_opens_from_disk(browser, built):
     with a_page(browser, 1280) as page:
         for name in ["book/index.html", "notebooks/02_partition_functions.html", "search.html"]:
-            found = visit(page, (SITE / name).as_uri(), widths=[])
+            found = visit(page, (built / "html" / name).as_uri(), widths=[])
             assert not found.problems
             assert found.files
 

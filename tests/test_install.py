@@ -108,21 +108,17 @@ def test_without_no_deps_the_install_cell_would_reach_for_numpy(python, clone):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_the_install_cell_is_not_on_the_page_and_is_in_the_download(path):
-    page = ROOT / "build" / "html" / "notebooks" / f"{path.stem}.html"
-    if page.exists():
-        text = page.read_text("utf-8")
-        assert "find_spec" not in text and "%pip" not in text
-        download = ROOT / "build" / "html" / "_sources" / "notebooks" / path.name
-        assert f'href="../_sources/notebooks/{path.name}"' in text
-        assert any(cell.source == install_cell() for cell in nbformat.read(download, as_version=4).cells)
+def test_the_install_cell_is_not_on_the_page_and_is_in_the_download(path, built):
+    text = (built / "html" / "notebooks" / f"{path.stem}.html").read_text("utf-8")
+    assert "find_spec" not in text and "%pip" not in text
+    assert f'href="../_sources/notebooks/{path.name}"' in text
+    download = nbformat.read(built / "html" / "_sources" / "notebooks" / path.name, as_version=4)
+    assert any(cell.source == install_cell() for cell in download.cells)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_the_page_opens_its_notebook_on_colab_and_binder(path):
-    page = ROOT / "build" / "html" / "notebooks" / f"{path.stem}.html"
-    if page.exists():
-        slug = repository().removeprefix("https://github.com/")
-        text = page.read_text("utf-8")
-        assert f'href="https://colab.research.google.com/github/{slug}/blob/main/notebooks/{path.name}"' in text
-        assert f'href="https://mybinder.org/v2/gh/{slug}/main?urlpath=lab/tree/notebooks/{path.name}"' in text
+def test_the_page_opens_its_notebook_on_colab_and_binder(path, built):
+    slug = repository().removeprefix("https://github.com/")
+    text = (built / "html" / "notebooks" / f"{path.stem}.html").read_text("utf-8")
+    assert f'href="https://colab.research.google.com/github/{slug}/blob/main/notebooks/{path.name}"' in text
+    assert f'href="https://mybinder.org/v2/gh/{slug}/main?urlpath=lab/tree/notebooks/{path.name}"' in text

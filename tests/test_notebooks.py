@@ -94,11 +94,12 @@ def test_every_figure_has_an_alternative_text(path):
     for cell in code_cells(path):
         if re.search(r"plt\.(subplots|figure)\(", cell.source):
             assert alternative_text(cell), f"cell {cell.id} draws: give it metadata mystnb.image.alt"
-    executed = ROOT / "build" / "executed" / path.name
-    if executed.exists():
-        for cell in code_cells(executed):
-            if any(mime.startswith("image/") for output in cell.outputs for mime in output.get("data", {})):
-                assert alternative_text(cell), f"cell {cell.id} shows an image: give it metadata mystnb.image.alt"
+
+
+def test_every_image_has_an_alternative_text(path, built):
+    for cell in code_cells(built / "executed" / path.name):
+        if any(mime.startswith("image/") for output in cell.outputs for mime in output.get("data", {})):
+            assert alternative_text(cell), f"cell {cell.id} shows an image: give it metadata mystnb.image.alt"
 
 
 def test_cells_are_short_and_import_by_name(path):

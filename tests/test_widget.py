@@ -5,9 +5,7 @@ import html
 import json
 import math
 import re
-import shutil
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,8 +21,6 @@ from ebmlib.networks import Confined, MLPEnergy
 from ebmlib.toys import eight_gaussians
 from ebmlib.widget import landscape
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-SITE = Path(__file__).resolve().parents[1] / "build" / "html"
 LOW, HIGH = (-4, -4), (4, 4)
 ROUND = GaussianEnergy(torch.zeros(2, dtype=torch.float64), torch.eye(2, dtype=torch.float64))
 SLANTED = GaussianEnergy(
@@ -200,12 +196,10 @@ def test_it_is_small():
 
 
 @pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("no Chromium: apt install chromium")
+def browser(chromium):
     flags = "--no-sandbox --disable-gpu --disable-background-networking".split()
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+        browser = playwright.chromium.launch(executable_path=chromium, args=flags)
         yield browser
         browser.close()
 
@@ -417,10 +411,9 @@ def test_axe_finds_nothing(browser, theme, width):
 
 
 @pytest.mark.parametrize(("system", "chosen"), [("light", "dark"), ("dark", "light")])
-def test_in_the_book_it_follows_the_switch_of_the_theme(browser, system, chosen):
-    pages = [path for path in SITE.rglob("*.html") if "data-landscape=" in path.read_text("utf-8")]
-    if not pages:
-        pytest.skip("no site, or none with a live picture: make book")
+def test_in_the_book_it_follows_the_switch_of_the_theme(browser, built, system, chosen):
+    pages = [path for path in (built / "html").rglob("*.html") if "data-landscape=" in path.read_text("utf-8")]
+    assert pages, "no page has a live picture"
     colors = """([mode]) => {
         Object.assign(document.documentElement.dataset, {theme: mode, mode});
         return [...document.querySelectorAll('.ebm-landscape')].map(host => [
