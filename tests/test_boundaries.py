@@ -60,7 +60,7 @@ mpl.use("Agg")
 TABLE = Path(__file__).with_name("boundaries.txt")
 COLUMNS = "empty one nan integer float64 float16 gradient strided column".split()
 # How torch says that it refuses a dtype, or mixed ones, or does not implement one.
-REFUSED = r"not implemented for|[Ll]ow precision dtypes|dtype|data type|scalar type|floating point"
+REFUSED = r"not implemented for|[Ll]ow precision dtypes|dtype|data type|scalar type|floating point|Input type"
 OURS = {"ValueError", "NotFinite", "TypeError", "Divergence"}
 # Without an input that has rows.
 WITHOUT_ROWS = {
@@ -183,6 +183,8 @@ CASES: dict[str, Callable[[Tensor, Any], Any]] = {
     "partition.weight_ess": lambda x, e: partition.weight_ess(x[:, 0]),
     "energies.evaluate": lambda x, e: energies.evaluate(e, x),
     "energies.energy_and_grad": lambda x, e: energies.energy_and_grad(e, x),
+    "energies.by_hand": lambda x, e: energies.by_hand(lambda _, v: (v.square().sum(1) / 2, v))(e, x),
+    "energies.one_a_row": lambda x, e: energies.one_a_row(e(x), x),
     "energies.by_autograd": lambda x, e: energies.by_autograd(e, x),
     "energies.score": lambda x, e: energies.score(e, x),
     "energies.GaussianEnergy": lambda x, e: gaussian(x).log_prob(x),
@@ -201,7 +203,7 @@ CASES: dict[str, Callable[[Tensor, Any], Any]] = {
     "losses.contrastive_divergence": lambda x, e: losses.contrastive_divergence(e, x, x.flip(1)),
     "losses.energy_penalty": lambda x, e: losses.energy_penalty(e, x, x.flip(1)),
     "networks.MLPEnergy": lambda x, e: network(x)(x),
-    "networks.SoftSteps": lambda x, e: seeded(lambda: networks.SoftSteps(x, 3), x)(x),
+    "networks.SoftSteps": lambda x, e: networks.SoftSteps(x, 3).places,
     "networks.Confined": lambda x, e: energies.evaluate(networks.Confined(e, 1.0), x),
     "networks.ConvEnergy": lambda x, e: seeded(lambda: networks.ConvEnergy((1, 1, 2), (2,)), x)(x[:, None, None]),
     "ood.conformal_threshold": lambda x, e: ood.conformal_threshold(x[:, 0], 0.5),
@@ -212,7 +214,7 @@ CASES: dict[str, Callable[[Tensor, Any], Any]] = {
     "partition.enumeration": lambda x, e: partition.enumeration(e, 2, dtype=x.dtype),
     "partition.importance_sampling": lambda x, e: partition.importance_sampling(e, gaussian(x), 8).ess,
     "partition.LogZ": lambda x, e: partition.quadrature(e, x[0], x[0] + 1, 8),
-    "paths.straight_path": lambda x, e: paths.straight_path(x[0], x[1], 5),
+    "paths.straight_path": lambda x, e: paths.straight_path(x[0], x[-1], 5),
     "paths.respaced": lambda x, e: paths.respaced(x),
     "paths.relaxed_path": lambda x, e: paths.relaxed_path(e, x, 2, 0.01),
     "paths.across": lambda x, e: paths.across(e, x),
@@ -312,9 +314,8 @@ def outcome(name: str, kind: str, x: Tensor, usual: list[Tensor]) -> str:
     except Exception as error:  # its name is what is asked
         return "dtype" if re.search(REFUSED, str(error)) else type(error).__name__
     found = tensors(found)
-    if any(value.is_floating_point() and value.ndim and value.dtype not in (x.dtype, torch.float64) for value in found):
-        if kind != "integer":
-            return "precision"
+    if any(torch.promote_types(value.dtype, x.dtype) != value.dtype for value in found if value.ndim):
+        return "precision"
     if kind == "empty" and all(value.numel() == 0 for value in found):
         return "none"
     if kind == "nan":
@@ -398,5 +399,5 @@ def test_no_input_gives_a_wrong_value_or_an_error_that_is_not_ours():
 if __name__ == "__main__":
     width = max(map(len, CASES)) + 2
     for name, words in {"name": COLUMNS, **table()}.items():
-        print(f"{name:{width}}" + "".join(f"{word:11}" for word in words).rstrip())
+        print(f"{name:{width}}" + "".join(f"{word:12}" for word in words).rstrip())
     sys.exit()
