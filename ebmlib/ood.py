@@ -4,6 +4,7 @@ import math
 from fractions import Fraction
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,7 +21,8 @@ def conformal_threshold(energies: Tensor, alpha: float) -> float:
     Args:
         energies: of normal observations that neither trained the energy nor chose anything, shape `(n,)`; an
             observation is exchangeable with them, if it is normal.
-        alpha: α, the rate of false alarms to allow, in (0, 1).
+        alpha: α, the rate of false alarms to allow, in (0, 1). A number within 1e-14 of a fraction whose denominator
+            is at most ten million means that fraction: 1 - 0.9, which is 0.09999999999999998, means a tenth.
 
     Raises:
         ValueError: if α is not in (0, 1), n is below 1/α - 1 (no threshold can then promise α), or an energy is NaN
@@ -31,7 +33,7 @@ def conformal_threshold(energies: Tensor, alpha: float) -> float:
     if not 0 < alpha < 1:
         raise ValueError(f"alpha must lie between 0 and 1; got {alpha}")
     energies = _checked(energies, "energies")
-    n, exact = len(energies), Fraction(repr(float(alpha)))  # as it is written: 0.1 is a tenth
+    n, exact = len(energies), _meant(float(alpha))
     k = math.ceil((n + 1) * (1 - exact))
     if k > n:
         raise ValueError(
@@ -55,6 +57,13 @@ def two_sided(energies: Tensor, alpha: float) -> tuple[float, float]:
         ValueError: as `conformal_threshold`, with α/2.
     """
     return -conformal_threshold(-energies, alpha / 2), conformal_threshold(energies, alpha / 2)
+
+
+def _meant(alpha: float) -> Fraction:
+    """Return the number that a float was meant to be: rounding must not cost a place."""
+    written = Fraction(repr(alpha))
+    nearest = written.limit_denominator(10**7)  # two of these are 1e-14 apart, or more
+    return nearest if 0 < nearest < 1 and abs(nearest - written) < Fraction(1, 10**14) else written
 
 
 class OODReport(NamedTuple):
@@ -111,24 +120,26 @@ def evaluate_ood(
     if n_bootstrap < 40:
         raise ValueError(f"n_bootstrap must be at least 40; got {n_bootstrap}")
     e_in, e_out = _checked(energies_in, "energies_in"), _checked(energies_out, "energies_out")
-    generator = torch.Generator().manual_seed(seed)
+    cpu = torch.device("cpu")  # where the energies are now, whatever the default device is
+    generator = torch.Generator(cpu).manual_seed(seed)
     if groups is None:
-        groups = torch.arange(len(e_in)), len(e_in) + torch.arange(len(e_out))
+        groups = torch.arange(len(e_in), device=cpu), len(e_in) + torch.arange(len(e_out), device=cpu)
     if (groups[0].shape, groups[1].shape) != (e_in.shape, e_out.shape):
         got = f"{tuple(groups[0].shape)} and {tuple(groups[1].shape)}"
         raise ValueError(f"groups must be ({len(e_in)},) and ({len(e_out)},), one label a row; got {got}")
     labels, index = torch.cat(groups).cpu().unique(return_inverse=True)
     index_in, index_out = index[: len(e_in)], index[len(e_in) :]
-    in_in, in_out = (torch.isin(torch.arange(len(labels)), part) for part in (index_in, index_out))
+    in_in, in_out = (torch.isin(torch.arange(len(labels), device=cpu), part) for part in (index_in, index_out))
     strata = [part.nonzero()[:, 0] for part in (in_in & ~in_out, in_out & ~in_in, in_in & in_out) if part.any()]
 
     def resampled() -> tuple[Tensor, Tensor]:
-        drawn = [part[torch.randint(len(part), (len(part),), generator=generator)] for part in strata]
+        drawn = [part[torch.randint(len(part), (len(part),), generator=generator, device=cpu)] for part in strata]
         counts = torch.cat(drawn).bincount(minlength=len(labels))
         return e_in.repeat_interleave(counts[index_in]), e_out.repeat_interleave(counts[index_out])
 
-    draws = torch.tensor([_measures(*resampled()) for _ in range(n_bootstrap)])
-    bounds = draws.double().quantile(torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0).T.tolist()
+    draws = [_measures(*resampled()) for _ in range(n_bootstrap)]
+    levels = torch.tensor([0.025, 0.975], dtype=torch.float64, device=cpu)
+    bounds = torch.tensor(draws, dtype=torch.float64, device=cpu).quantile(levels, dim=0).T.tolist()
     return OODReport(*_measures(e_in, e_out), *((low, high) for low, high in bounds))
 
 
@@ -137,11 +148,13 @@ def _measures(e_in: Tensor, e_out: Tensor) -> tuple[float, float, float]:
     from sklearn.metrics import auc, average_precision_score, roc_curve
 
     energies = torch.cat([e_in, e_out]).numpy()
-    is_out = torch.arange(len(energies)).numpy() >= len(e_in)
-    alarms_in, alarms_out, _ = roc_curve(is_out, energies, drop_intermediate=False)
-    # The rates are multiples of 1/n; a millionth forgives their rounding.
-    accepted = 1 - alarms_out[alarms_in <= 0.05 + 1e-6].max()
-    return float(auc(alarms_in, alarms_out)), float(average_precision_score(is_out, energies)), float(accepted)
+    is_out = np.arange(len(energies)) >= len(e_in)
+    rates_in, rates_out, _ = roc_curve(is_out, energies, drop_intermediate=False)
+    # Whole numbers of alarms: rates would be summed, and compared with 5 %, up to rounding alone.
+    alarms_in, alarms_out = np.rint(rates_in * len(e_in)), np.rint(rates_out * len(e_out))
+    area = auc(alarms_in, alarms_out) / (len(e_in) * len(e_out))
+    accepted = 1 - alarms_out[alarms_in <= len(e_in) // 20].max() / len(e_out)
+    return float(area), float(average_precision_score(is_out, energies)), float(accepted)
 
 
 def _checked(energies: Tensor, name: str) -> Tensor:

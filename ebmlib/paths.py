@@ -1,15 +1,18 @@
 """Paths between points of a landscape: the string method, the pass on the way, and the curvature there."""
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .energies import Energy, energy_and_grad
+from .energies import Energy, NotFinite, energy_and_grad, evaluate
 
 
 def straight_path(start: Tensor, end: Tensor, n_points: int) -> Tensor:
-    """Return evenly spaced points from `start` to `end`, both of shape `(dim,)`, as `(n_points, dim)`."""
+    """Return evenly spaced points from `start` to `end`, both of shape `(dim,)` and finite, as `(n_points, dim)`."""
+    if start.ndim != 1 or start.shape != end.shape or not (start.isfinite() & end.isfinite()).all():
+        raise ValueError(f"start and end must be (dim,) and finite; got {start.tolist()} and {end.tolist()}")
     share = torch.linspace(0, 1, n_points, dtype=start.dtype, device=start.device)
     return torch.lerp(start, end, share[:, None])
 
@@ -70,6 +73,8 @@ def across(energy: Energy, path: Tensor) -> Tensor:
         Norms in nats over a unit of x, shape `(n_points - 2,)`. Where a path bends a rest stays, however many steps it
         relaxes: halving both the spacing and the step size about halves it.
     """
+    if path.ndim != 2 or not path.isfinite().all():
+        raise ValueError("path must be (n_points, dim) and finite")
     tangent = torch.nn.functional.normalize(path[2:] - path[:-2], dim=1)
     grad = energy_and_grad(energy, path[1:-1])[1]
     return (grad - (grad * tangent).sum(1, keepdim=True) * tangent).norm(dim=1)
@@ -77,6 +82,7 @@ def across(energy: Energy, path: Tensor) -> Tensor:
 
 def hessian(energy: Energy, x: Tensor) -> Tensor:
     """Return the second derivatives of the energy at one point x of shape `(dim,)`, as `(dim, dim)`."""
+    evaluate(energy, x[None])  # names a wrong shape and a value that is not finite
     return torch.func.hessian(lambda v: energy(v[None])[0])(x).detach()
 
 
@@ -110,12 +116,15 @@ def stationary_point(energy: Energy, x: Tensor, n_steps: int = 30, tolerance: fl
         tolerance: slope to reach, in nats over a unit of x.
 
     Raises:
+        NotFinite: if the slope is NaN or infinite.
         RuntimeError: if the slope stays above the tolerance, or a Hessian is singular: start nearer, or in double
             precision.
     """
     for step in range(n_steps + 1):
         e, grad = energy_and_grad(energy, x[None])
         slope = grad.norm().item()
+        if not math.isfinite(slope):
+            raise NotFinite(f"the slope after {step} of Newton's steps is {slope}")
         if slope <= tolerance:
             return StationaryPoint(x, e.item(), slope, *torch.linalg.eigh(hessian(energy, x)))
         if step < n_steps:
