@@ -40,9 +40,10 @@ def contrastive_epoch(
         )
     for x in (x_data,) if chains is None else (x_data, chains):
         check_binary(x, len(rbm.visible_bias))
-    # A bias is the weight of a unit that is always on: one matrix holds all parameters. Its corner: sigmoid(40) = 1.
+    # A bias is the weight of a unit that is always on: one matrix holds all parameters. Its corner keeps both of these
+    # on. It has to outweigh the biases of the others, x·a and h·b, which come to -40 and less in trained machines.
     joint = torch.cat([rbm.weight, rbm.visible_bias[:, None]], 1)
-    joint = torch.cat([joint, pad(rbm.hidden_bias, (0, 1), value=40.0)[None]])
+    joint = torch.cat([joint, pad(rbm.hidden_bias, (0, 1), value=1e4)[None]])
     batches = pad(x_data.to(joint), (0, 1), value=1.0).split(batch_size)
     n_chains = batch_size if chains is None else len(chains)
     # All uniform draws at once, as many as the data have numbers: one call instead of thousands.

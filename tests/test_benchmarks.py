@@ -190,7 +190,7 @@ def test_the_table_of_machines_is_whole_and_at_rest():
     assert sorted(kinds, key=str) == sorted(expected, key=str)
     for row in results["rows"]:
         if row["method"] == rbm_learning.AT_REST:
-            assert 0 <= row["last_gain"] < 0.01, "the ceiling has come to rest"
+            assert 0 <= row["last_gain"] < 0.02, "the ceiling has come to rest"
         elif row["method"] in ("PCD", "CD-1"):
             best = rbm_learning.best_rate(results["study"], row["method"], row["n_hidden"], row["n_epochs"])
             assert row["rate"] == best

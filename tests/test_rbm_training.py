@@ -54,6 +54,18 @@ def test_the_chains_take_k_gibbs_steps_from_data_or_from_where_they_were(persist
     assert z.abs().max() < 5, f"z = {z}"
 
 
+@pytest.mark.parametrize("persistent", [False, True])
+def test_biases_that_add_up_to_much_stay_on(persistent):
+    """Of the units that are on, the biases x·a or h·b add up to far below -40; the next x is all but certain."""
+    ones = torch.ones(3, 3, dtype=F64)
+    turns_off = RBM.from_parameters(20 * ones[:, :1], -30 * ones[0], 0 * ones[0, :1])  # x·a = -90; W h + a = -10
+    x_model = contrastive_epoch(turns_off, ones, 1e-9, ones if persistent else None, batch_size=3)
+    assert x_model.sum() == 0, "chance 4e-4"
+    stays = RBM.from_parameters(40 * ones[:1], 0 * ones[0, :1], -20 * ones[0])  # h·b = -60; xW + b = 20; W h = 120
+    contrastive_epoch(stays, ones[:, :1], 0.1, ones[:, :1] if persistent else None, batch_size=3)
+    torch.testing.assert_close(stays.hidden_bias.data, -20 * ones[0], rtol=0, atol=1e-6)
+
+
 def test_every_row_counts_once_and_the_last_batch_may_be_smaller():
     rbm, x = RBM(3, 2).double(), torch.ones(7, 3, dtype=F64)
     x_model = contrastive_epoch(rbm, x, 0.1, torch.zeros(4, 3, dtype=F64), batch_size=5)
