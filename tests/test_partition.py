@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.distributions import Independent, MultivariateNormal, Normal
 
 from ebmlib.energies import GaussianEnergy, GaussianMixtureEnergy
-from ebmlib.partition import BLOCK, enumeration, importance_sampling, quadrature
+from ebmlib.partition import BLOCK, enumeration, importance_sampling, quadrature, weight_ess
 
 F64 = torch.float64
 
@@ -116,3 +116,20 @@ def test_bad_input_is_named():
                 estimate(broken)
     with pytest.raises(ValueError, match="one value a row"):
         importance_sampling(lambda x: x, normal, 10)
+
+
+@given(n=st.integers(1, 50), shift=st.floats(-1e4, 1e4))
+def test_weight_ess_of_equal_weights_is_their_number(n, shift):
+    assert weight_ess(torch.full((n,), shift)) == pytest.approx(n, rel=1e-6)
+
+
+def test_weight_ess_of_unequal_weights():
+    w = torch.tensor([1.0, 2.0, 3.0], dtype=F64)
+    assert weight_ess(w.log() + 900) == pytest.approx(36 / 14, rel=1e-9)
+    assert weight_ess(torch.tensor([0.0, -math.inf, -800.0])) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("bad", [[math.nan, 0.0], [math.inf, 0.0], [-math.inf, -math.inf], [[0.0, 1.0]]])
+def test_weights_that_are_none_are_named(bad):
+    with pytest.raises(ValueError, match="finite largest value; got tensor"):
+        weight_ess(torch.tensor(bad))

@@ -1,13 +1,12 @@
 """The loop does what its docstring says, and stops where it must."""
 
 import math
-import pickle
 
 import pytest
 import torch
 from torch import nn
 
-from ebmlib.training import Divergence, load_checkpoint, minibatches, save_checkpoint, train
+from ebmlib.training import Divergence, minibatches, train
 
 
 def descend(loss_fn, n_steps, **kwargs):
@@ -106,59 +105,6 @@ def test_bad_counts_are_named():
     w = nn.Parameter(torch.zeros(1))
     with pytest.raises(ValueError, match="ended after 2 of 5"):
         train(lambda b: w.sum(), torch.optim.SGD([w]), [torch.zeros(1)] * 2, 5)
-
-
-def a_run(seed: int):
-    """Return a small run with momentum, dropout, a schedule and a generator of its own, and its parts."""
-    torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
-    model = nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.5), nn.Linear(8, 1))
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)
-    batches = minibatches(torch.arange(30.0).reshape(10, 3), 3, generator)
-    parts = {
-        "model": model,
-        "optimizer": optimizer,
-        "scheduler": scheduler,
-        "batches": batches,
-        "generator": generator,
-    }
-
-    def advance(n_steps: int) -> list[float]:
-        noise = torch.randn(3, generator=generator)
-        return train(lambda x: (model(x) - noise).square().mean(), optimizer, batches, n_steps, scheduler)
-
-    return parts, advance
-
-
-def test_resuming_is_bit_equal(tmp_path):
-    parts, advance = a_run(seed=0)
-    advance(7)  # in the middle of a pass
-    save_checkpoint(tmp_path / "run.pt", parts)
-    onward = advance(10)
-    resumed, advance = a_run(seed=1)
-    load_checkpoint(tmp_path / "run.pt", resumed)
-    assert advance(10) == onward
-    for mine, theirs in zip(resumed["model"].parameters(), parts["model"].parameters(), strict=True):
-        assert torch.equal(mine, theirs)
-
-
-@pytest.mark.parametrize("left_out", ["model", "optimizer", "scheduler", "batches", "generator"])
-def test_resuming_without_a_part_is_an_error(tmp_path, left_out):
-    parts, _ = a_run(seed=0)
-    save_checkpoint(tmp_path / "run.pt", parts)
-    with pytest.raises(ValueError, match=f"holds .*'{left_out}'"):
-        load_checkpoint(tmp_path / "run.pt", {name: part for name, part in parts.items() if name != left_out})
-
-
-def test_a_checkpoint_runs_no_code(tmp_path):
-    class Trap:
-        def __reduce__(self):
-            return (pytest.fail, ("code in a checkpoint was run",))
-
-    torch.save({"parts": {"model": Trap()}, "random": {}}, tmp_path / "trap.pt")
-    with pytest.raises(pickle.UnpicklingError):
-        load_checkpoint(tmp_path / "trap.pt", {"model": nn.Linear(1, 1)})
 
 
 def test_batches_of_other_data_do_not_resume():
