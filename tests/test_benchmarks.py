@@ -182,7 +182,7 @@ def test_moments_of_a_machine_are_the_gradient_of_its_log_z(n_hidden):
 
 
 def test_the_table_of_machines_is_whole_and_at_rest():
-    results = json.loads((ROOT / "tests/benchmarks/results/rbm_learning.json").read_text("utf-8"))
+    results = json.loads((FOLDER / "rbm_learning.json").read_text("utf-8"))
     kinds = [tuple(row[key] for key in ("method", "n_hidden", "n_epochs", "split", "seed")) for row in results["rows"]]
     first = [(0, seed) for seed in rbm_learning.SEEDS]
     expected = [(rbm_learning.AT_REST, size, None, *where) for size in (12, 16) for where in first]

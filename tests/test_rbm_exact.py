@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 
+from ebmlib.energies import NotFinite
 from ebmlib.rbm import RBM, exact_log_z
 from ebmlib.rbm_exact import exact_samples, transposed
 
@@ -68,5 +69,5 @@ def test_what_cannot_be_drawn_is_refused():
     rbm = machine(4, 3)
     with torch.no_grad():
         rbm.weight[0, 0] = torch.nan
-    with pytest.raises(ValueError, match="NaN or infinite"):
+    with pytest.raises(NotFinite, match="NaN or infinite"):
         exact_samples(rbm, 5)

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/rbm_learning.py
 
-writes results/rbm_learning.json, which chapter 4 shows. Binarised 8x8 digits, 12 or 16 hidden units, batches of 20, a
+writes rbm_learning.json, which chapter 4 shows. Binarised 8x8 digits, 12 or 16 hidden units, batches of 20, a
 rate that falls in a straight line to zero. The ceiling is the exact gradient by L-BFGS, 1,000 iterations. The control,
 for 12 units, is SGD on the exact gradient: the same batches, rate and number of updates as PCD.
 
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from provenance import provenance
+from provenance import RESULTS, provenance
 from rbm import annealed_sklearn, fresh, likelihood
 from sklearn.model_selection import train_test_split
 from torch import Tensor
@@ -28,9 +28,8 @@ from ebmlib.datasets import digits
 from ebmlib.rbm import RBM, exact_log_z
 from ebmlib.rbm_training import contrastive_epoch
 
-HERE = Path(__file__).parent
 INPUTS = [
-    *(f"ebmlib/{name}.py" for name in ("datasets", "rbm", "rbm_training")),
+    *(f"ebmlib/{name}.py" for name in ("datasets", "energies", "rbm", "rbm_training")),
     *(f"tests/benchmarks/{name}.py" for name in ("rbm_learning", "rbm", "provenance")),
 ]
 LENGTHS, BATCH_SIZE = (40, 200, 1000), 20
@@ -170,7 +169,7 @@ def best_rate(rows: list[dict[str, Any]], name: str, n_hidden: int, n_epochs: in
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "rbm_learning.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "rbm_learning.json")
     args = parser.parse_args()
     head = provenance("python tests/benchmarks/rbm_learning.py", INPUTS, ("torch", "numpy", "scikit-learn"))
     torch.set_num_threads(1)
