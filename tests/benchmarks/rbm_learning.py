@@ -14,6 +14,7 @@ import argparse
 import itertools
 import json
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,24 +40,24 @@ AT_REST, N_ITERATIONS = "exact gradient, L-BFGS", 1000
 
 
 class Method(NamedTuple):
-    """How to train."""
+    """How to train, and the rates to choose from, by length."""
 
-    rates: tuple[float, ...]
+    rates: dict[int, tuple[float, ...]]
     n_chains: int = 0
     anneal: bool = True
-    lengths: tuple[int, ...] = LENGTHS
     sizes: tuple[int, ...] = (12,)
 
 
-FALLING, CONSTANT = (0.1, 0.2, 0.4, 0.8, 1.6), (0.025, 0.05, 0.1, 0.2, 0.4, 0.8)
+SHORT, LONG, CONSTANT = (0.2, 0.4, 0.8, 1.6), (0.1, 0.2, 0.4, 0.8), (0.025, 0.05, 0.1, 0.2, 0.4, 0.8)
+FALLING = {40: SHORT, 200: LONG, 1000: LONG}
 METHODS = {
     "PCD": Method(FALLING, n_chains=100, sizes=(12, 16)),
     "CD-1": Method(FALLING, sizes=(12, 16)),
-    "PCD, constant rate": Method(CONSTANT, n_chains=100, anneal=False, lengths=(40,)),
-    "CD-1, constant rate": Method(CONSTANT, anneal=False, lengths=(40,)),
-    "BernoulliRBM": Method(FALLING, lengths=(40, 200)),
-    "exact gradient": Method(()),  # takes the rates of PCD
+    "PCD, constant rate": Method({40: CONSTANT}, n_chains=100, anneal=False),
+    "CD-1, constant rate": Method({40: CONSTANT}, anneal=False),
+    "BernoulliRBM": Method({40: SHORT, 200: LONG}),
 }
+CONTROL = "exact gradient"  # takes the rates of PCD
 
 
 def split(number: int) -> tuple[Tensor, Tensor]:
@@ -66,24 +67,25 @@ def split(number: int) -> tuple[Tensor, Tensor]:
     return x[train_rows], x[test_rows]
 
 
+@cache
 def bits(n_units: int) -> Tensor:
     return (torch.arange(2**n_units)[:, None] >> torch.arange(n_units) & 1).float()
 
 
-@torch.no_grad()
 def exact_moments(w: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return E[xhᵀ], E[x] and E[h], the gradient of log Z, in a third of the time that differentiating it takes.
 
     The hidden units are halves (s, t), as in `exact_log_z`. For each four visible units the sum over their 16 states
     is a matrix of all pairs (s, t); its factors give the probability of each of the 16 with each s, and with each t.
-    Both layers have to be multiples of four.
+    The visible units have to be a multiple of eight, the hidden ones even.
     """
     n = len(b) // 2
     half, four = bits(n), bits(4)
     inputs = torch.stack([w[:, :n] @ half.T + a[:, None], w[:, n:] @ half.T])
-    s, t = torch.exp(four @ inputs.view(2, -1, 4, 2**n))  # half, group of four, its state, state of the half
+    s, t = torch.exp(four @ inputs.view(2, -1, 4, 2**n))  # half; group of four, its state, state of the half
     groups = torch.bmm(s.mT, t)
-    log_p = (half @ b[:n])[:, None] + half @ b[n:] + groups.log().sum(0)
+    log_sums = groups.unflatten(0, (-1, 2)).prod(1).log().sum(0)  # a logarithm costs more than a product
+    log_p = (half @ b[:n])[:, None] + half @ b[n:] + log_sums
     p = torch.softmax(log_p.flatten(), 0).view_as(log_p)
     if not torch.isfinite(p).all():
         raise ValueError("the parameters are too large for single precision")
@@ -94,14 +96,17 @@ def exact_moments(w: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tens
 
 
 @torch.no_grad()
-def exact_epoch(rbm: RBM, x: Tensor, rate: float) -> None:
-    """Train on each row once, in order, by the exact gradient."""
+def fit_exactly(n_hidden: int, seed: int, x: Tensor, n_epochs: int, rate: float) -> RBM:
+    """Return the machine after SGD on the exact gradient."""
+    rbm = fresh(seed, x, n_hidden)
     w, a, b = rbm.parameters()
-    for rows in x.split(BATCH_SIZE):
-        prob = rbm.hidden_prob(rows)
-        data = rows.T @ prob / len(rows), rows.mean(0), prob.mean(0)
-        for p, of_data, of_model in zip((w, a, b), data, exact_moments(w, a, b), strict=True):
-            p.add_(of_data - of_model, alpha=rate)
+    for epoch in range(n_epochs):
+        for rows in x[torch.randperm(len(x))].split(BATCH_SIZE):
+            prob = rbm.hidden_prob(rows)
+            data = rows.T @ prob / len(rows), rows.mean(0), prob.mean(0)
+            for p, of_data, of_model in zip((w, a, b), data, exact_moments(w, a, b), strict=True):
+                p.add_(of_data - of_model, alpha=rate * (1 - epoch / n_epochs))
+    return rbm
 
 
 def fit(name: str, n_hidden: int, seed: int, x: Tensor, n_epochs: int, rate: float) -> RBM:
@@ -113,9 +118,6 @@ def fit(name: str, n_hidden: int, seed: int, x: Tensor, n_epochs: int, rate: flo
     chains = torch.bernoulli(x.mean(0).expand(method.n_chains, 64)) if method.n_chains else None
     for epoch in range(n_epochs):
         rows, now = x[torch.randperm(len(x))], rate * (1 - epoch / n_epochs) if method.anneal else rate
-        if name == "exact gradient":
-            exact_epoch(rbm, rows, now)
-            continue
         ends = contrastive_epoch(rbm, rows, now, chains, batch_size=BATCH_SIZE)
         chains = ends if method.n_chains else None
     return rbm
@@ -144,7 +146,7 @@ def fit_to_rest(n_hidden: int, seed: int, x: Tensor) -> tuple[RBM, float]:
 def study(name: str, n_hidden: int) -> list[dict[str, Any]]:
     """Return the likelihood of the validation part by length, rate and seed."""
     x, judge = train_test_split(split(0)[0], test_size=0.2, random_state=0)
-    tried = itertools.product(METHODS[name].lengths, METHODS[name].rates, STUDY_SEEDS)
+    rates = [(n_epochs, rate) for n_epochs, several in METHODS[name].rates.items() for rate in several]
     return [
         {
             "method": name,
@@ -154,7 +156,7 @@ def study(name: str, n_hidden: int) -> list[dict[str, Any]]:
             "seed": seed,
             "validation": likelihood(fit(name, n_hidden, seed, x, n_epochs, rate), judge),
         }
-        for n_epochs, rate, seed in tried
+        for (n_epochs, rate), seed in itertools.product(rates, STUDY_SEEDS)
     ]
 
 
@@ -193,11 +195,14 @@ def main() -> None:
         for n_hidden in method.sizes:
             studied += study(name, n_hidden)
             where = [(0, seed) for seed in SEEDS] + list(FURTHER if n_hidden == 16 else ())
-            for n_epochs, (number, seed) in itertools.product(method.lengths, where):
-                rate = best_rate(studied, name if method.rates else "PCD", n_hidden, n_epochs)
-                start = time.process_time()
+            for n_epochs, (number, seed) in itertools.product(method.rates, where):
+                rate, start = best_rate(studied, name, n_hidden, n_epochs), time.process_time()
                 rbm = fit(name, n_hidden, seed, parts[number][0], n_epochs, rate)
                 keep(name, n_hidden, number, seed, start, rbm, n_epochs=n_epochs, rate=rate)
+    for n_epochs, seed in itertools.product(LENGTHS, SEEDS):
+        rate, start = best_rate(studied, "PCD", 12, n_epochs), time.process_time()
+        rbm = fit_exactly(12, seed, parts[0][0], n_epochs, rate)
+        keep(CONTROL, 12, 0, seed, start, rbm, n_epochs=n_epochs, rate=rate)
 
 
 if __name__ == "__main__":
