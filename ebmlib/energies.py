@@ -68,7 +68,7 @@ def by_hand(gradient: Callable[[Any, Tensor], tuple[Tensor, Tensor]]) -> Callabl
     """Decorate a method `energy_and_grad`, the chain rule of its class written out: it builds no graph.
 
     Autograd takes over where a subclass or the instance has a newer `forward` or `__call__`, where a hook sits on the
-    energy, on a module within or on all, and where the gradient has not the dtype and shape of x (as under autocast).
+    energy, on a module within or on all, and where the results have not the dtype and shape of x (as under autocast).
     """
 
     @functools.wraps(gradient)
@@ -76,7 +76,7 @@ def by_hand(gradient: Callable[[Any, Tensor], tuple[Tensor, Tensor]]) -> Callabl
         if _as_written(self):
             with torch.no_grad():
                 e, grad = gradient(self, x)
-            if grad.dtype == x.dtype and grad.shape == x.shape:
+            if e.dtype == grad.dtype == x.dtype and grad.shape == x.shape:
                 return e, grad
         return by_autograd(self, x)
 
@@ -180,7 +180,7 @@ class GaussianMixtureEnergy:
         if x.dtype != self.means.dtype:
             return by_autograd(self, x)
         log_joint = self._log_joint(x)
-        grad = torch.addmm(x, log_joint.softmax(1), self.means, alpha=-1) / self.std**2
+        grad = torch.addmm(x, log_joint.softmax(1), self.means, alpha=-1).div_(self.std**2)
         return self.offset - torch.logsumexp(log_joint, dim=1), grad
 
     def _log_joint(self, x: Tensor) -> Tensor:

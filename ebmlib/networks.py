@@ -68,12 +68,12 @@ class MLPEnergy(nn.Module):
         if not plain or self.n_out != 1 or getattr(layers[-1], "out_features", 0) != 1:
             return by_autograd(functools.partial(MLPEnergy.forward, self), x)
         self._check(x)
-        h, one, slopes = x, x.new_ones(()), []
+        h, slopes = x, []
         for layer in layers[:-1]:
             if isinstance(layer, nn.SiLU):  # silu(z) = z s with s = sigmoid(z), and silu'(z) = s + silu(z) (1 - s)
                 s = torch.sigmoid(h)
                 h = h * s
-                slopes.append(torch.lerp(s, one, h))
+                slopes.append(torch.lerp(s, s.new_ones(()), h))
             else:
                 h = linear(h, layer.weight, layer.bias)
         last = layers[-1]

@@ -1,7 +1,4 @@
-"""A training loop that one can read, that stops with a clear error when it diverges, and that can resume.
-
-`save_checkpoint` and `load_checkpoint` of `ebmlib.checkpoint` can be imported from here too.
-"""
+"""A training loop that one can read, that stops with a clear error when it diverges, and that can resume."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -10,9 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from tqdm import tqdm
-
-from .checkpoint import load_checkpoint as load_checkpoint
-from .checkpoint import save_checkpoint as save_checkpoint
 
 
 class Divergence(RuntimeError):
@@ -23,7 +17,7 @@ class minibatches:  # an iterator, in lower case as `range` and `zip` are
     """Batches of rows for ever, reshuffled at each pass; an incomplete last batch is dropped.
 
     Its `state_dict` holds the place within the pass, so that a run can resume in its middle; the state of the
-    generator is saved beside it (`save_checkpoint`).
+    generator is saved beside it (`checkpoint.save_checkpoint`).
 
     Args:
         x: data, shape `(n, ...)`.

@@ -24,6 +24,7 @@ IN_SHELLS = {"matplotlib-inline"}  # imported only where a shell of IPython runs
 
 # Code that uses what a module reads from beside itself; {m} is the module.
 USES = {
+    "notebook": "assert {m}.benchmark_results('wine_density')['rows']",
     "datasets": "assert len({m}.wine_quality('red')) == 1599 and len({m}.wine_quality('white')) == 4898",
     "widget": """
 import torch

@@ -134,11 +134,10 @@ def test_a_score_that_is_not_a_number_is_a_divergence():
 def test_a_flow_that_is_a_gaussian_finds_mean_and_width():
     torch.manual_seed(0)
     mean, std = torch.tensor([2.0, -1.0], dtype=F64), torch.tensor([0.5, 2.0], dtype=F64)
-    x = mean + std * torch.randn(5000, 2, dtype=F64)
-    q = fit_flow(Affine(2), x[:4000], x[4000:], n_steps=600, lr=0.05)
-    train = x[:4000]
-    assert ((q.mean - train.mean(0)) / std).abs().max() < 0.02
-    assert (q.stddev / train.std(0) - 1).abs().max() < 0.02
+    x = mean + std * torch.randn(4000, 2, dtype=F64)
+    q = fit_flow(Affine(2), x, x, n_steps=600, lr=0.05)  # other rows would choose what is best for them: .03 away
+    assert ((q.mean - x.mean(0)) / std).abs().max() < 0.02
+    assert (q.stddev / x.std(0) - 1).abs().max() < 0.02
     assert not q.mean.requires_grad
 
 

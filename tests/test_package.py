@@ -70,7 +70,7 @@ MODULES = ", ".join(path.stem for path in FILES if path.suffix == ".py" and path
     ("last", "without", "said"),
     [
         (f"print({MODULES})", None, "Success"),
-        ("print(partition.enumeration(len, 'many'))", None, "[arg-type]"),
+        ("print(ood.conformal_threshold(None, 'many'))", None, "[arg-type]"),
         ("print(partition.no_such_name)", None, "[attr-defined]"),
         (f"print({MODULES})", "py.typed", "[import-untyped]"),
     ],

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from ebmlib import rbm_training
+from ebmlib.energies import NotFinite
 from ebmlib.rbm import RBM, BlockGibbs, exact_log_z
 from ebmlib.rbm_training import contrastive_epoch
 
@@ -113,9 +115,62 @@ def test_it_learns_a_distribution(persistent):
         ({"batch_size": -1}, "batch_size=-1"),
         ({"learning_rate": 0.0}, "learning_rate=0"),
         ({"learning_rate": float("nan")}, "learning_rate=nan"),
+        ({"learning_rate": float("inf")}, "learning_rate=inf"),
+        ({"chains": torch.zeros(0, 4)}, "0 chains"),
     ],
 )
 def test_bad_input_is_refused(change, message):
     good = {"rbm": machine(), "x_data": torch.zeros(3, 4), "learning_rate": 0.1}
     with pytest.raises(ValueError, match=message):
         contrastive_epoch(**(good | change))
+
+
+@pytest.mark.parametrize("name", ["weight", "visible_bias", "hidden_bias"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_parameters_that_are_not_finite_are_named(name, bad):
+    rbm = machine()
+    getattr(rbm, name).data.view(-1)[1] = bad
+    with pytest.raises(NotFinite, match="1 of 19 parameters are not finite before the epoch"):
+        contrastive_epoch(rbm, bits(6, 4), 0.1)
+
+
+@pytest.mark.parametrize("rate", [1e308, 1e300])
+def test_parameters_that_overflow_are_named_and_the_machine_stays(rate):
+    rbm = RBM(3, 2)
+    before = parameters(rbm)
+    x = torch.ones(40, 3)
+    with pytest.raises((NotFinite, RuntimeError), match="not finite after the epoch|without overflow"):
+        contrastive_epoch(rbm, x, rate, batch_size=2)
+    double = machine()
+    double.weight.data.fill_(1.7e308)
+    kept = parameters(double)
+    with pytest.raises(NotFinite, match="parameters are not finite after the epoch"):
+        contrastive_epoch(double, bits(40, 4), 1e308, torch.zeros(5, 4), batch_size=2)
+    for new, old in zip(parameters(rbm) + parameters(double), before + kept, strict=True):
+        assert torch.equal(new, old)
+
+
+@pytest.mark.parametrize("n_steps", [1, 2])
+@pytest.mark.parametrize("n_chains", [None, 7])
+def test_noise_in_pieces_is_new_noise(n_chains, n_steps, monkeypatch):
+    """With noise for one batch at a time, the chains still move as those of `BlockGibbs`: 5 z-scores, chance 3e-6."""
+    monkeypatch.setattr(rbm_training, "NOISE", 1)
+    rbm, x, g = machine(scale=2.0), bits(35, 4), torch.Generator().manual_seed(9)
+    if n_chains is None:
+        ends = [contrastive_epoch(rbm, x, 1e-12, None, n_steps, 7, g) for _ in range(2000)]
+        start, n_moves = x[-7:], n_steps
+    else:
+        start, n_moves = bits(7, 4, seed=1), 5 * n_steps
+        ends = [contrastive_epoch(rbm, x, 1e-12, start, n_steps, 7, g) for _ in range(2000)]
+    ends = torch.cat(ends)
+    state = BlockGibbs().init(rbm, start.repeat(2000, 1))
+    for _ in range(n_moves):
+        state, _ = BlockGibbs().step(rbm, state, g)
+    z = (ends.mean(0) - state.x.mean(0)) / ((ends.var(0) + state.x.var(0)) / len(ends)).sqrt()
+    assert z.abs().max() < 5, f"z = {z}"
+    assert len(ends.reshape(2000, -1).unique(dim=0)) > 100, "the same noise again and again"
+
+
+def test_what_comes_back_holds_no_noise():
+    ends = contrastive_epoch(machine(), bits(35, 4), 0.1, bits(7, 4))
+    assert ends.untyped_storage().nbytes() == 7 * 4 * 8

@@ -112,3 +112,47 @@ def test_batches_of_other_data_do_not_resume():
     next(batches)
     with pytest.raises(ValueError, match="of 10 rows, the data have 12"):
         minibatches(torch.arange(12), 4).load_state_dict(batches.state_dict())
+
+
+@pytest.fixture
+def elsewhere():
+    """Another default device than the CPU: a tensor made without a device fails where it meets others."""
+    torch.set_default_device("meta")
+    yield
+    torch.set_default_device(None)
+
+
+def test_batches_do_not_depend_on_the_default_device(elsewhere):
+    x = torch.arange(10, device="cpu")
+    g = torch.Generator("cpu").manual_seed(0)
+    batches = minibatches(x, 5, g)
+    batch = torch.cat([next(batches), next(batches)])
+    assert batch.device.type == "cpu" and batch.sort().values.tolist() == list(range(10))
+    other = minibatches(x, 5, g)
+    other.load_state_dict(batches.state_dict())
+    assert next(other).device.type == "cpu"
+
+
+@pytest.mark.parametrize("max_grad_norm", [0.0, -1.0, math.nan])
+def test_a_norm_that_is_not_positive_is_named(max_grad_norm):
+    with pytest.raises(ValueError, match=f"max_grad_norm must be positive; got {max_grad_norm}"):
+        descend(lambda w, batch: w.sum(), 2, max_grad_norm=max_grad_norm)
+
+
+@pytest.mark.parametrize("lr", [math.inf, math.nan])
+def test_a_last_step_into_infinity_is_a_divergence(lr):
+    w = nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([w], lr=0.1)
+    optimizer.param_groups[0]["lr"] = lr
+    with pytest.raises(Divergence, match="step 0: after it, parameters are not finite"):
+        train(lambda batch: w.sum(), optimizer, minibatches(torch.zeros(4), 2), 1)
+
+
+def test_small_sizes_and_a_loss_without_the_parameters_are_named():
+    w, other = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
+    with pytest.raises(ValueError, match=r"step 1: the batch is empty, of shape \(0, 2\)"):
+        train(lambda b: w.sum() * b.mean(), torch.optim.SGD([w]), [torch.ones(3, 2), torch.ones(0, 2)], 2)
+    with pytest.raises(ValueError, match="step 0: the loss has no gradient for any parameter"):
+        train(lambda b: other.sum(), torch.optim.SGD([w]), [torch.ones(1)], 1)
+    with pytest.raises(ValueError, match="between 1 and 0, the number of rows; got 1"):
+        minibatches(torch.zeros(0, 2), 1)
