@@ -37,7 +37,7 @@ class Check(NamedTuple):
 
     @property
     def z(self) -> float:
-        """Distance from the expected value in standard errors: beyond 4 by chance in 6 of 100,000 cases."""
+        """The distance from the expected value in standard errors; by chance beyond 4 in 6 of 100,000 cases."""
         return (self.value - self.expected) / self.std_error
 
 
@@ -54,7 +54,7 @@ class Checklist(NamedTuple):
     summary: Summary
 
     def alarms(self, r_hat: float = 1.01, ess: float = 400, z: float = 4) -> list[str]:
-        """Return the names of the fields that ring: R-hat not below, ESS not above, |z| not below the bar."""
+        """Return the names of the fields that ring: R-hat not below, ESS not above, the size of z not below the bar."""
         fine = {"r_hat": self.r_hat < r_hat, "ess": self.ess > ess, "stein": abs(self.stein.z) < z}
         fine["gap"] = self.gap is None or abs(self.gap.z) < z
         return [name for name, silent in fine.items() if not silent]
