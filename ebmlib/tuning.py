@@ -11,17 +11,17 @@ if TYPE_CHECKING:
     from .energies import Energy
     from .samplers import HMC, MALA
 
-K = TypeVar("K", "MALA", "HMC")
+    AnyKernel = TypeVar("AnyKernel", MALA, HMC)
 
 
 def tune(
-    kernel: K,
+    kernel: "AnyKernel",
     energy: "Energy",
     x: Tensor,
     target: float,
     n_steps: int = 150,
     generator: torch.Generator | None = None,
-) -> K:
+) -> "AnyKernel":
     """Return the kernel with the step size at which its proposals from x are accepted as often as wanted.
 
     At step t, log step_size ← log step_size + 3 (acceptance - target) / √t, with the mean over the chains, which move

@@ -131,13 +131,16 @@ RESULTS = {
 }
 
 
+FOLDER = ROOT / "ebmlib" / "data" / "results"
+
+
 def test_every_results_file_is_tested():
-    assert {path.stem for path in (ROOT / "tests/benchmarks/results").glob("*.json")} == set(RESULTS)
+    assert {path.stem for path in FOLDER.glob("*.json")} == set(RESULTS)
 
 
 @pytest.mark.parametrize("name", RESULTS)
 def test_results_have_their_provenance(name):
-    text = (ROOT / f"tests/benchmarks/results/{name}.json").read_text("utf-8")
+    text = (FOLDER / f"{name}.json").read_text("utf-8")
     origin = json.loads(text)["provenance"]
     assert {"command", "commit", "dirty", "date", "cpu_seconds", "versions", "sha256"} <= set(origin)
     assert set(RESULTS[name]) <= set(origin["sha256"]), "the hashes of all inputs are recorded"
@@ -146,7 +149,7 @@ def test_results_have_their_provenance(name):
 
 
 def test_the_wine_table_adds_up():
-    results = json.loads((ROOT / "tests/benchmarks/results/wine_density.json").read_text("utf-8"))
+    results = json.loads((FOLDER / "wine_density.json").read_text("utf-8"))
     assert {row["protocol"] for row in results["rows"]} == {"A", "B"}
     for row in results["rows"]:
         assert len(row["per_fold"]) == 10
@@ -155,7 +158,7 @@ def test_the_wine_table_adds_up():
 
 
 def test_the_table_of_persistent_chains_is_whole_and_meets_its_bars():
-    rows = json.loads((ROOT / "tests/benchmarks/results/persistent_chains.json").read_text("utf-8"))["rows"]
+    rows = json.loads((FOLDER / "persistent_chains.json").read_text("utf-8"))["rows"]
     kinds = [(row["data"], row["method"], row["seed"]) for row in rows]
     methods, seeds = persistent_chains.METHODS, persistent_chains.SEEDS
     assert sorted(kinds) == sorted((d, m, s) for d in persistent_chains.TOYS for m in methods for s in seeds)
@@ -182,7 +185,7 @@ def test_sampled_kernels_are_draws_of_their_density():
 
 
 def test_the_table_of_ood_adds_up_and_meets_its_bars():
-    results = json.loads((ROOT / "tests/benchmarks/results/wine_ood.json").read_text("utf-8"))
+    results = json.loads((FOLDER / "wine_ood.json").read_text("utf-8"))
     rows = {(row["task"], row["model"]): row for row in results["rows"]}
     assert {task for task, _ in rows} == {wine_ood.WHITE, wine_ood.ALL, wine_ood.ONE, wine_ood.GRADES}
     for row in rows.values():
@@ -198,7 +201,7 @@ def test_the_table_of_ood_adds_up_and_meets_its_bars():
 
 
 def test_the_table_of_grades_is_whole_and_meets_its_bars():
-    results = json.loads((ROOT / "tests/benchmarks/results/wine_grades.json").read_text("utf-8"))
+    results = json.loads((FOLDER / "wine_grades.json").read_text("utf-8"))
     rows = {row["model"]: row for row in results["grades"]}
     for row in rows.values():
         assert len(row["per_fold"]["mae"]) == 10
