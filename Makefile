@@ -19,8 +19,12 @@ PORT ?= 8000
 watched := book notebooks ebmlib tests/benchmarks _config.yml _toc.yml pyproject.toml requirements.txt
 notebooks := $(wildcard notebooks/*.ipynb)
 copies := $(notebooks:notebooks/%=build/executed/%)
-code := $(wildcard ebmlib/*.py ebmlib/*.js ebmlib/data/* tests/benchmarks/*.py tests/benchmarks/results/*)
+code := $(wildcard ebmlib/*.py ebmlib/*.js ebmlib/data/*.* ebmlib/data/results/* tests/benchmarks/*.py)
 pages := $(shell find book -type f -not -name '*.pyc' 2>/dev/null) _config.yml _toc.yml pyproject.toml
+
+# The version that pyproject.toml asks for is 3.$(minor). A Python says its own, and fails where it is older.
+minor := $(shell sed -n 's/^requires-python = ">=3\.\([0-9]*\)"/\1/p' pyproject.toml)
+version := import sys; print("Python %d.%d" % sys.version_info[:2]); sys.exit(sys.version_info < (3, $(minor)))
 
 # owner/name as pyproject.toml has it, and as asked for; where GitHub publishes the pages of such a repository
 slug := $(shell sed -n 's|^Repository = "https://github.com/\(.*\)"|\1|p' pyproject.toml)
@@ -53,8 +57,15 @@ serve: book  ## Serve the site on localhost, PORT 8000, and rebuild it on every 
 links: book  ## Check the links to other hosts (needs a network)
 	PYTHONPATH=book/_ext $(bin)/sphinx-build -q -b linkcheck -d build/doctrees-links -D nb_execution_mode=off build/src build/links
 
+# A Python that is too old is refused before anything is made, and a .venv that could not be made is taken away.
+# A .venv that is there is used; where its Python is gone it is made anew.
 .venv/.done: requirements.txt pyproject.toml
-	test -x $(bin)/pip || $(PYTHON) -m venv .venv
+	@if $(bin)/python -c "" 2> /dev/null; then python=$(bin)/python; advice="rm -rf .venv"; \
+	else python="$(PYTHON)"; advice="make PYTHON=/path/to/python3"; fi; \
+	has=$$("$$python" -c '$(version)' 2> /dev/null) || { \
+	  echo "$$python is $${has:-no Python}, and the book needs 3.$(minor) or newer: $$advice" >&2; exit 1; }; \
+	if test "$$python" = $(bin)/python; then test -x $(bin)/pip || $(bin)/python -m ensurepip --default-pip > /dev/null; \
+	else "$$python" -m venv --clear .venv || { rm -rf .venv; exit 1; }; fi
 	$(bin)/pip install -qq -r requirements.txt
 	$(bin)/pip install -qq --no-deps -e .
 	touch $@

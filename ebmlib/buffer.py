@@ -17,8 +17,8 @@ class ReplayBuffer:
         generator: on x's device; without one, torch's global generator draws.
 
     Raises:
-        ValueError: if the buffer is empty, the probability is out of range, or states have the wrong shape or are not
-            finite; a bad state is never stored.
+        ValueError: if the buffer is empty, the probability is out of range, or states have the wrong shape, are not
+            finite, or do not fit into x's dtype; a bad state is never stored.
 
     Source: Tieleman (2008), International Conference on Machine Learning, for chains that persist.
     """
@@ -35,17 +35,21 @@ class ReplayBuffer:
         if not 0 <= restart_prob <= 1:
             raise ValueError(f"restart_prob must be between 0 and 1; got {restart_prob}")
         self.x, self.fresh, self.restart_prob, self.generator = x.detach().clone(), fresh, restart_prob, generator
-        self._require_good(self.x)
+        self._good(x)
 
     def __len__(self) -> int:
         return len(self.x)
 
-    def _require_good(self, x: Tensor) -> None:
+    def _good(self, x: Tensor) -> Tensor:
+        """Return states as the buffer holds them: detached, on its device, of its dtype."""
         if x.shape[1:] != self.x.shape[1:]:
             raise ValueError(f"a state must have shape {tuple(self.x.shape[1:])}; got {tuple(x.shape[1:])}")
-        bad = ~torch.isfinite(x.reshape(len(x), -1)).all(1)
-        if bad.any():
-            raise ValueError(f"state {int(bad.nonzero()[0])} of {len(x)} is not finite")
+        if not torch.can_cast(x.dtype, self.x.dtype):
+            raise ValueError(f"a buffer of {self.x.dtype} cannot hold states of {x.dtype}")
+        x = x.detach().to(self.x)
+        if (bad := ~torch.isfinite(x)).any():
+            raise ValueError(f"state {int(bad.nonzero()[0, 0])} of {len(x)} is not finite, as {x.dtype}")
+        return x
 
     def draw(self, n: int) -> tuple[Tensor, Tensor]:
         """Return the places `(n,)` of n different chains, and copies of their states `(n, *event)`, some restarted."""
@@ -55,18 +59,19 @@ class ReplayBuffer:
         x = self.x[index]
         if self.restart_prob:
             restart = torch.rand(n, generator=self.generator, device=x.device) < self.restart_prob
-            if restart.any():
-                new = self.fresh(int(restart.sum())).to(x)
-                self._require_good(new)
+            if n_fresh := int(restart.sum()):
+                new = self._good(self.fresh(n_fresh))
+                if len(new) != n_fresh:
+                    raise ValueError(f"fresh({n_fresh}) must return {n_fresh} states; got {len(new)}")
                 x[restart] = new
         return index, x
 
     def write(self, index: Tensor, x: Tensor) -> None:
         """Store the states x `(n, *event)` at the places that `draw` returned."""
-        if len(index) != len(x):
-            raise ValueError(f"index and x must have the same length; got {len(index)} and {len(x)}")
-        self._require_good(x)
-        self.x[index] = x.detach().to(self.x)
+        if index.ndim != 1 or len(index) != len(x):
+            got = len(index) if index.ndim == 1 else tuple(index.shape)
+            raise ValueError(f"index must be (n,), and x of the same length; got {got} and {len(x)}")
+        self.x[index] = self._good(x)
 
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of the states, and the state of the generator (None where torch's global one draws)."""
@@ -79,7 +84,7 @@ class ReplayBuffer:
             raise ValueError("the saved buffer and this one must both have a generator of their own, or neither")
         if state["x"].shape != self.x.shape:
             raise ValueError(f"the buffer has shape {tuple(self.x.shape)}; the saved one {tuple(state['x'].shape)}")
-        self._require_good(state["x"])
-        self.x = state["x"].to(self.x, copy=True)
+        x = self._good(state["x"])
         if self.generator is not None:
             self.generator.set_state(state["generator"].cpu())
+        self.x = x.clone()  # last, so that a state that is refused changes nothing

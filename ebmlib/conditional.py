@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .energies import Energy, evaluate
+from .energies import Energy, NotFinite, evaluate, one_a_row
 
 
 def marginal(energy_xy: Callable[[Tensor], Tensor]) -> Energy:
@@ -49,9 +49,10 @@ def held(energy: Energy, x: Tensor, missing: Tensor) -> Energy:
         Callable `(batch, dim) -> (batch,)`; a batch holds all n rows once, or several times, block after block.
 
     Raises:
-        ValueError: if `missing` is not boolean or of another shape, or a known value is NaN or infinite; when called,
-            if the batch is no multiple of n.
+        ValueError: if x is not floating point or has no rows, `missing` is not boolean or of another shape, or a known
+            value is NaN or infinite; when called, if the batch is no multiple of n.
     """
+    _require_rows(x)
     if missing.dtype != torch.bool or missing.shape not in (x.shape[1:], x.shape):
         raise ValueError(
             f"missing must be boolean, {tuple(x.shape[1:])} or {tuple(x.shape)}; "
@@ -61,13 +62,13 @@ def held(energy: Energy, x: Tensor, missing: Tensor) -> Energy:
     lost = ~(missing | torch.isfinite(x))
     if lost.any():
         row, column = torch.nonzero(lost)[0].tolist()
-        raise ValueError(f"column {column} of row {row} is {x[row, column].item()}, and not said to be missing")
+        raise NotFinite(f"column {column} of row {row} is {x[row, column].item()}, and not said to be missing")
 
     def energy_of_missing(v: Tensor) -> Tensor:
         n_blocks, rest = divmod(len(v), len(x))
         if v.shape[1:] != x.shape[1:] or rest:
             raise ValueError(f"v must be (a multiple of {len(x)}, {x.shape[1]}); got {tuple(v.shape)}")
-        return energy(torch.where(missing.repeat(n_blocks, 1), v, x.repeat(n_blocks, 1)))
+        return one_a_row(energy(torch.where(missing.repeat(n_blocks, 1), v, x.repeat(n_blocks, 1))), v)
 
     return energy_of_missing
 
@@ -83,25 +84,27 @@ def conditional_log_prob(energy: Energy, x: Tensor, column: int, points: Tensor)
         energy: callable `(batch, dim) -> (batch,)`.
         x: shape `(n, dim)`; its own x_j is ignored.
         column: j.
-        points: increasing, shape `(n_points,)`, on x's device.
+        points: increasing, shape `(n_points,)`, in x's dtype and on its device.
 
     Returns:
         Log densities in nats, shape `(n, n_points)`, without a graph.
 
     Raises:
-        ValueError: if the points do not increase, or an energy is NaN or infinite.
+        ValueError: if x is not floating point or has no rows, the points do not increase or have another dtype, or an
+            energy is NaN or infinite.
     """
-    width = points.diff()
-    if points.ndim != 1 or len(points) < 2 or not (width > 0).all():
-        raise ValueError(f"points must increase, (n_points,) with at least two; got {tuple(points.shape)}")
-    lines = x.repeat_interleave(len(points), dim=0)
-    lines[:, column] = points.repeat(len(x))
+    _require_rows(x)
+    if points.dtype != x.dtype:
+        raise ValueError(f"points must have the dtype of x, {x.dtype}; got {points.dtype}")
     with torch.no_grad():
+        width = _widths(points)
+        lines = x.repeat_interleave(len(points), dim=0)
+        lines[:, column] = points.repeat(len(x))
         log_p = -evaluate(energy, lines).reshape(len(x), len(points))
-    share = torch.zeros_like(points)
-    share[1:] += width / 2
-    share[:-1] += width / 2
-    return log_p - torch.logsumexp(log_p + share.log(), dim=1, keepdim=True)
+        share = torch.zeros_like(points)
+        share[1:] += width / 2
+        share[:-1] += width / 2
+        return log_p - torch.logsumexp(log_p + share.log(), dim=1, keepdim=True)
 
 
 def grid_quantiles(points: Tensor, log_prob: Tensor, levels: Sequence[float]) -> Tensor:
@@ -115,7 +118,8 @@ def grid_quantiles(points: Tensor, log_prob: Tensor, levels: Sequence[float]) ->
         levels: probabilities in (0, 1).
 
     Raises:
-        ValueError: if the shapes disagree or a level is not in (0, 1).
+        ValueError: if the shapes disagree, a level is not in (0, 1), the points do not increase, or a row of log
+            densities holds NaN or +∞, or no mass.
     """
     level = torch.as_tensor(levels, dtype=log_prob.dtype, device=log_prob.device)
     if not ((level > 0) & (level < 1)).all():
@@ -125,8 +129,23 @@ def grid_quantiles(points: Tensor, log_prob: Tensor, levels: Sequence[float]) ->
             f"log_prob must be (n, n_points) for points (n_points,); got {tuple(log_prob.shape)}, {tuple(points.shape)}"
         )
     p, points = log_prob.exp(), points.to(log_prob)
-    below = ((p[:, 1:] + p[:, :-1]) / 2 * points.diff()).cumsum(1)
+    below = ((p[:, 1:] + p[:, :-1]) / 2 * _widths(points)).cumsum(1)
+    mass = below[:, -1]
+    if len(bad := torch.nonzero(~((mass > 0) & torch.isfinite(mass)))):
+        raise ValueError(f"the densities of row {int(bad[0])} sum to {mass[bad[0]].item()}: not to a distribution")
     below = torch.nn.functional.pad(below / below[:, -1:], (1, 0))
     right = (below[:, :, None] <= level).sum(1).clamp(max=len(points) - 1)  # the first point with more mass below it
     low, high = below.gather(1, right - 1), below.gather(1, right)
     return torch.lerp(points[right - 1], points[right], (level - low) / (high - low))
+
+
+def _require_rows(x: Tensor) -> None:
+    if x.ndim != 2 or len(x) < 1 or not x.is_floating_point():
+        raise ValueError(f"x must be floating point, (n, dim) with at least one row; got {x.dtype} {tuple(x.shape)}")
+
+
+def _widths(points: Tensor) -> Tensor:
+    width = points.diff()
+    if points.ndim != 1 or len(points) < 2 or not ((width > 0) & torch.isfinite(width)).all():
+        raise ValueError(f"points must increase, (n_points,) with at least two; got {tuple(points.shape)}")
+    return width

@@ -1,4 +1,4 @@
-"""What chains, energies and weights say of themselves: necessary conditions, none of them sufficient."""
+"""What chains and energies say of themselves: necessary conditions, none of them sufficient."""
 
 import math
 from typing import NamedTuple
@@ -37,7 +37,7 @@ class Check(NamedTuple):
 
     @property
     def z(self) -> float:
-        """Distance from the expected value in standard errors: beyond 4 by chance in 6 of 100,000 cases."""
+        """The distance from the expected value in standard errors; by chance beyond 4 in 6 of 100,000 cases."""
         return (self.value - self.expected) / self.std_error
 
 
@@ -54,7 +54,7 @@ class Checklist(NamedTuple):
     summary: Summary
 
     def alarms(self, r_hat: float = 1.01, ess: float = 400, z: float = 4) -> list[str]:
-        """Return the names of the fields that ring: R-hat not below, ESS not above, |z| not below the bar."""
+        """Return the names of the fields that ring: R-hat not below, ESS not above, the size of z not below the bar."""
         fine = {"r_hat": self.r_hat < r_hat, "ess": self.ess > ess, "stein": abs(self.stein.z) < z}
         fine["gap"] = self.gap is None or abs(self.gap.z) < z
         return [name for name, silent in fine.items() if not silent]
@@ -63,20 +63,23 @@ class Checklist(NamedTuple):
 def summarize(chains: Tensor) -> Summary:
     """Return mean, Monte Carlo standard error, effective sample sizes and R-hat of each coordinate, by arviz-stats.
 
-    Each number belongs to one statistic: for the error of a mean of squares, summarize the squares.
+    Each number belongs to one statistic: for the error of a mean of squares, summarize the squares. R-hat does not see
+    one stuck chain among many, nor chains that share their random numbers: these are errors, but for a lag between
+    them. A statistic of two values, such as whether x > 3, counts as stuck only where no coordinate of a chain moves.
 
     Args:
         chains: draws, shape `(n_draws, n_chains, *event)`, as `trace(...).x` has them, burn-in removed.
 
     Raises:
-        ValueError: with fewer than two chains or four draws, a value that is not finite, or a coordinate that never
-            moves: then there is nothing to judge by.
+        ValueError: with fewer than two chains or four draws, no coordinate, or a value that is not finite; where a
+            chain never moves, in a coordinate of more than two values or in all; where two chains are equal in all
+            draws of the second half, as those become that start apart and share a seed.
 
     Source: Vehtari, Gelman, Simpson, Carpenter and Bürkner (2021), Bayesian Analysis 16(2).
     """
     from arviz_stats.base import array_stats
 
-    if chains.ndim < 2 or chains.shape[0] < 4 or chains.shape[1] < 2:
+    if chains.ndim < 2 or chains.shape[0] < 4 or chains.shape[1] < 2 or chains.numel() == 0:
         raise ValueError(
             f"chains must be (n_draws, n_chains, *event), at least 4 draws of 2 chains; got {tuple(chains.shape)}"
         )
@@ -84,9 +87,7 @@ def summarize(chains: Tensor) -> Summary:
         draw, chain = torch.nonzero(~torch.isfinite(chains))[0, :2].tolist()
         raise ValueError(f"draw {draw} of chain {chain} is not finite")
     flat = chains.detach().double().cpu().flatten(2) if chains.ndim > 2 else chains.detach().double().cpu()[..., None]
-    still = (flat == flat[0, 0]).all(0).all(0)
-    if still.any():
-        raise ValueError(f"coordinate {int(still.nonzero()[0])} of {len(still)} has one value in all draws")
+    _require_chains(flat)
     draws, axes = flat.numpy(), {"chain_axis": 1, "draw_axis": 0}
     numbers = (
         draws.mean((0, 1)),
@@ -95,7 +96,29 @@ def summarize(chains: Tensor) -> Summary:
         array_stats.ess(draws, method="tail", prob=(0.05, 0.95), **axes),
         array_stats.rhat(draws, method="rank", **axes),
     )
-    return Summary(*(torch.as_tensor(np.asarray(n)).reshape(chains.shape[2:]) for n in numbers))
+    return Summary(*(torch.from_numpy(np.asarray(n)).reshape(chains.shape[2:]) for n in numbers))
+
+
+def _require_chains(x: Tensor) -> None:
+    """Raise where chains, `(n_draws, n_chains, dim)`, never move or are equal."""
+    still = (x == x[0]).all(0)  # of each chain, each coordinate
+    low, high = x.amin((0, 1)), x.amax((0, 1))
+    if still.all(0).any():
+        coordinate = int(still.all(0).nonzero()[0])
+        what = "has one value in all draws" if low[coordinate] == high[coordinate] else "never moves, in no chain"
+        raise ValueError(f"coordinate {coordinate} of {len(low)} {what}")
+    graded = ((x > low) & (x < high)).any(0).any(0)  # more than two values
+    stuck = (still & graded) | still.all(1, keepdim=True)
+    if stuck.any():
+        chain, coordinate = stuck.nonzero()[0].tolist()
+        value = x[0, chain, coordinate].item()
+        raise ValueError(f"chain {chain} never moves: its coordinate {coordinate} is {value} in all draws")
+    late = x[len(x) // 2 :].transpose(0, 1).flatten(1)
+    _, kind, n_equal = late.unique(dim=0, return_inverse=True, return_counts=True)
+    for chain in (n_equal[kind] > 1).nonzero()[:, 0].tolist():
+        if (x[len(x) // 2 :, chain] != x[-1, chain]).any():  # two that stand still may well agree
+            equal = (kind == kind[chain]).nonzero()[:, 0].tolist()
+            raise ValueError(f"chains {equal} are equal in all draws of the second half: do they share a seed?")
 
 
 def energy_gap(energy: Energy, x_data: Tensor, x_model: Tensor) -> Check:
@@ -109,12 +132,15 @@ def energy_gap(energy: Energy, x_data: Tensor, x_model: Tensor) -> Check:
         x_model: independent draws, `(n_model, *event)`, or the draws of chains, `(n_draws, n_chains, *event)`.
 
     Raises:
-        ValueError: if the energy returns another shape, or a NaN or infinite value; for chains as `summarize`.
+        ValueError: if there are fewer than two draws of either, or the energy returns another shape, or a NaN or
+            infinite value; for chains as `summarize`.
     """
+    if min(len(x_data), len(x_model)) < 2:
+        raise ValueError(f"the error of a gap needs two draws of each at least; got {len(x_data)}, {len(x_model)}")
     with torch.no_grad():
         e_data = evaluate(energy, x_data).double()
         if x_model.ndim == x_data.ndim + 1:
-            s = summarize(torch.stack([evaluate(energy, x) for x in x_model]))
+            s = summarize(_of_each_draw(lambda x: evaluate(energy, x), x_model))
             mean, std_error = s.mean.item(), s.mcse.item()
         else:
             e = evaluate(energy, x_model).double()
@@ -126,7 +152,8 @@ def stein_check(energy: Energy, chains: Tensor) -> Check:
     """Return the mean of (x - c)·∇E(x): the number d of coordinates, for draws from exp(-E), whatever E is.
 
     Integration by parts gives E_p[(x - c)·∇E] = d for any fixed c; here it is the mean of the other chains. Draws from
-    exp(-E/T) give T d, so value / d is the temperature that the chains have. A mode without draws is not missed.
+    exp(-E/T) give T d, so value / d is the temperature that the chains have. It is blind to a mode without draws and
+    to a shift of all draws.
 
     Args:
         energy: callable `(batch, *event) -> (batch,)`, without jumps; exp(-E) must vanish far out.
@@ -139,7 +166,7 @@ def stein_check(energy: Energy, chains: Tensor) -> Check:
     """
     own = chains.mean(0)
     centre = (own.sum(0) - own) / (chains.shape[1] - 1)
-    s = summarize(torch.stack([((x - centre) * energy_and_grad(energy, x)[1]).flatten(1).sum(1) for x in chains]))
+    s = summarize(_of_each_draw(lambda x: ((x - centre) * energy_and_grad(energy, x)[1]).flatten(1).sum(1), chains))
     return Check(s.mean.item(), s.mcse.item(), float(chains[0, 0].numel()))
 
 
@@ -155,25 +182,14 @@ def checklist(energy: Energy, chains: Tensor, x_data: Tensor | None = None) -> C
         ValueError: as `summarize`; if an energy is NaN or infinite.
     """
     with torch.no_grad():
-        e = torch.stack([evaluate(energy, x) for x in chains])
+        e = _of_each_draw(lambda x: evaluate(energy, x), chains)
     s = summarize(torch.cat([chains.flatten(2), e[..., None]], 2))
     gap = None if x_data is None else energy_gap(energy, x_data, chains)
     ess = torch.minimum(s.ess_bulk, s.ess_tail).min().item()
     return Checklist(s.r_hat.max().item(), ess, stein_check(energy, chains), gap, s)
 
 
-def weight_ess(log_w: Tensor) -> float:
-    """Return the effective number among weighted draws, (Σ w)² / Σ w²: n if all weights are equal, 1 if one rules.
-
-    Args:
-        log_w: logarithms of the weights, shape `(n,)`, up to a common constant; -∞ is a weight of zero.
-
-    Raises:
-        ValueError: if a weight is NaN or infinite, or all are zero.
-
-    Source: Kong (1992), Technical Report 348, University of Chicago.
-    """
-    if log_w.ndim != 1 or torch.isnan(log_w).any() or not torch.isfinite(log_w.max()):
-        raise ValueError(f"log_w must be (n,), not NaN and with a finite largest value; got {log_w}")
-    log_w = log_w.detach().double()
-    return (2 * torch.logsumexp(log_w, 0) - torch.logsumexp(2 * log_w, 0)).exp().item()
+def _of_each_draw(statistic: Energy, chains: Tensor) -> Tensor:
+    if chains.ndim < 3 or not chains.numel():
+        raise ValueError(f"chains must be (n_draws, n_chains, *event), not empty; got {tuple(chains.shape)}")
+    return torch.stack([statistic(x) for x in chains])

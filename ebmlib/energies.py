@@ -1,16 +1,19 @@
-"""Energies: any callable `(batch, *event) -> (batch,)`, with log p(x) = -E(x) - log Z.
+"""Energies: any callable `(batch, *event) -> (batch,)`, in nats, with log p(x) = -E(x) - log Z.
 
-Here are the checked call, the two derivatives, and energies whose log Z is known in closed form.
+Here are the checked call, the two derivatives, and energies whose log Z is known. A ValueError names what is wrong.
 """
 
+import functools
 import math
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 Energy = Callable[[Tensor], Tensor]
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class NotFinite(ValueError, FloatingPointError):
@@ -21,166 +24,164 @@ class Distribution(Protocol):
     """What serves as base, noise, proposal or known truth: the interface of `torch.distributions`."""
 
     def log_prob(self, x: Tensor) -> Tensor: ...
-
     def sample(self, shape: torch.Size) -> Tensor: ...
 
 
 def evaluate(energy: Energy, x: Tensor) -> Tensor:
-    """Return E(x), checked at the boundary.
-
-    Args:
-        energy: callable `(batch, *event) -> (batch,)`.
-        x: states, shape `(batch, *event)`.
-
-    Returns:
-        Energies in nats, shape `(batch,)`.
-
-    Raises:
-        ValueError: if the energy returns another shape.
-        NotFinite: if it returns a NaN or infinite value; that is a ValueError too.
-    """
-    e = energy(x)
-    _require_one_a_row(e, x)
-    if not torch.isfinite(e).all():
-        row = int(torch.nonzero(~torch.isfinite(e))[0])
-        raise NotFinite(f"the energy of row {row} of {len(x)} is {e[row].item()}")
+    """Return E(x), shape `(batch,)`, checked at the boundary: NotFinite, if a value is NaN or infinite."""
+    e = one_a_row(energy(x), x)
+    if len(bad := torch.nonzero(~torch.isfinite(e))):
+        raise NotFinite(f"the energy of row {int(bad[0])} of {len(x)} is {e[bad[0]].item()}")
     return e
 
 
-def _require_one_a_row(e: Tensor, x: Tensor) -> None:
+def one_a_row(e: Tensor, x: Tensor) -> Tensor:
+    """Return e, the energies of x, whose shape must be `(batch,)`."""
     if e.shape != x.shape[:1]:
         raise ValueError(f"an energy must return shape {tuple(x.shape[:1])}, one value a row; got {tuple(e.shape)}")
+    return e
 
 
 def energy_and_grad(energy: Energy, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return E(x) and ∇E(x), both detached: what a sampler needs.
+    """Return E(x) `(batch,)` and ∇E(x), shaped as x, both detached: what a sampler needs.
 
-    An energy that has a method `energy_and_grad(x)` gives both itself; of any other, autograd takes the gradient.
-
-    Args:
-        energy: callable `(batch, *event) -> (batch,)`.
-        x: states, shape `(batch, *event)`; left untouched.
-
-    Returns:
-        Energies `(batch,)` and gradients `(batch, *event)`; parameters of the energy collect none.
-
-    Raises:
-        ValueError: if the energy returns another shape.
+    An energy that has a method `energy_and_grad(x)` gives both itself, unless a call runs newer code (see `by_hand`);
+    else autograd takes the gradient. x is left untouched, and parameters of the energy collect no gradient.
     """
-    by_hand = getattr(energy, "energy_and_grad", None)
-    if by_hand is None:
+    method: Any = getattr(energy, "energy_and_grad", None)
+    if not (hasattr(method, "by_hand") or _as_written(energy)):
         return by_autograd(energy, x)
-    with torch.no_grad():
-        e, grad = by_hand(x)
-    _require_one_a_row(e, x)
-    return e, grad
+    e, grad = method(x)
+    return one_a_row(e, x).detach(), grad.detach()
 
 
 def by_autograd(energy: Energy, x: Tensor) -> tuple[Tensor, Tensor]:
     """Return what `energy_and_grad` returns, by autograd whatever methods the energy has."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()
-        e = energy(x)
-        _require_one_a_row(e, x)
+        e = one_a_row(energy(x), x)
         (grad,) = torch.autograd.grad(e.sum(), x)
     return e.detach(), grad
 
 
-def score(energy: Energy, x: Tensor) -> Tensor:
-    """Return the score ∇ log p(x) = -∇E(x), with its graph kept, so that a loss can be built on it.
+def by_hand(gradient: Callable[[Any, Tensor], tuple[Tensor, Tensor]]) -> Callable[[Any, Tensor], tuple[Tensor, Tensor]]:
+    """Decorate a method `energy_and_grad`, the chain rule of its class written out: it builds no graph.
 
-    Args:
-        energy: callable `(batch, *event) -> (batch,)`.
-        x: states, shape `(batch, *event)`, as the scores.
+    Autograd takes over where a subclass or the instance has a newer `forward` or `__call__`, where a hook sits on the
+    energy, on a module within or on all, and where the results have not the dtype and shape of x (as under autocast).
     """
+
+    @functools.wraps(gradient)
+    def energy_and_grad(self: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        if _as_written(self):
+            with torch.no_grad():
+                e, grad = gradient(self, x)
+            if e.dtype == grad.dtype == x.dtype and grad.shape == x.shape:
+                return e, grad
+        return by_autograd(self, x)
+
+    energy_and_grad.by_hand = True  # type: ignore[attr-defined]
+    return energy_and_grad
+
+
+def _as_written(energy: Any) -> bool:
+    for newest in type(energy).__mro__:
+        if newest.__dict__.keys() & {"energy_and_grad", "forward", "__call__"}:
+            break
+    for module in energy.modules() if isinstance(energy, nn.Module) else ():
+        if "forward" in module.__dict__ or any(map(module.__dict__.get, _HOOKS)) or _has_any_global_hook():
+            return False
+    return "energy_and_grad" in newest.__dict__
+
+
+def score(energy: Energy, x: Tensor) -> Tensor:
+    """Return the score ∇ log p(x) = -∇E(x), shaped as x, with its graph kept, so that a loss can be built on it."""
     with torch.enable_grad():
-        if not x.requires_grad:
-            x = x.detach().requires_grad_()
-        (grad,) = torch.autograd.grad(energy(x).sum(), x, create_graph=True)
+        x = x if x.requires_grad else x.detach().requires_grad_()
+        (grad,) = torch.autograd.grad(one_a_row(energy(x), x).sum(), x, create_graph=True)
     return -grad
 
 
 class GaussianEnergy:
-    """Quadratic energy, E(x) = ½ (x-μ)ᵀ Σ⁻¹ (x-μ) + offset.
-
-    log Z = d/2 log 2π + ½ log det Σ - offset, in nats.
+    """Quadratic energy, E(x) = ½ (x-μ)ᵀ Σ⁻¹ (x-μ) + offset; log Z = d/2 log 2π + ½ log det Σ - offset.
 
     Args:
         mean: μ, shape `(dim,)`.
-        covariance: Σ, shape `(dim, dim)`, positive definite.
+        covariance: Σ, shape `(dim, dim)`, positive definite; read once: after a step on it, build another energy.
         offset: constant added to the energy; it moves log Z and leaves p unchanged.
-
-    Raises:
-        ValueError: if the shapes disagree or the covariance is not positive definite.
     """
 
-    def __init__(self, mean: Tensor, covariance: Tensor, offset: float = 0.0):
+    def __init__(self, mean: Tensor, covariance: Tensor, offset: float | Tensor = 0.0):
         if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
             got = f"{tuple(mean.shape)}, {tuple(covariance.shape)}"
             raise ValueError(f"mean must be (dim,) and covariance (dim, dim); got {got}")
         factor, info = torch.linalg.cholesky_ex(covariance)
-        if info:
-            raise ValueError(f"the covariance is not positive definite: its leading minor of order {int(info)} is not")
-        self.mean, self.factor, self.offset = mean, factor, offset
-        self.precision = torch.cholesky_inverse(factor)
-        self.log_z = 0.5 * len(mean) * math.log(2 * math.pi) + factor.diagonal().log().sum().item() - offset
+        if info or factor.isinf().any():
+            raise ValueError(f"the covariance is not positive definite from order {int(info) or len(mean)} on")
+        self.mean, self.factor, self.precision = mean, factor, torch.cholesky_inverse(factor)
+        self.offset = torch.as_tensor(offset, dtype=mean.dtype, device=mean.device)
+        self.log_z = 0.5 * len(mean) * math.log(2 * math.pi) + factor.diagonal().log().sum() - self.offset
 
     def __call__(self, x: Tensor) -> Tensor:
-        residual = torch.linalg.solve_triangular(self.factor, (x - self.mean).T, upper=False)
+        residual = x.reshape(len(x), len(self.mean)) - self.mean
+        residual = torch.linalg.solve_triangular(self.factor, residual.T, upper=False)
         return 0.5 * residual.square().sum(0) + self.offset
 
+    @by_hand
     def energy_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return E(x) and ∇E(x) = Σ⁻¹ (x-μ)."""
+        """Return E(x) and ∇E(x) = Σ⁻¹ (x-μ), detached."""
         residual = x - self.mean
         grad = residual @ self.precision
-        return 0.5 * torch.linalg.vecdot(residual, grad) + self.offset, grad
+        return torch.add(self.offset, torch.linalg.vecdot(residual, grad), alpha=0.5), grad
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Return log p(x) in nats, shape `(batch,)`."""
         return -self(x) - self.log_z
 
+    @torch.no_grad()
     def sample(self, shape: tuple[int, ...] = (), generator: torch.Generator | None = None) -> Tensor:
-        """Return exact draws, shape `(*shape, dim)`."""
+        """Return exact draws, shape `(*shape, dim)`, without a graph."""
         noise = torch.randn(*shape, len(self.mean), generator=generator, dtype=self.mean.dtype, device=self.mean.device)
         return self.mean + noise @ self.factor.T
 
 
 class GaussianMixtureEnergy:
-    """Mixture of isotropic Gaussians as an energy, E(x) = -log Σₖ wₖ exp(-‖x-μₖ‖² / 2σ²) + offset.
-
-    log Z = d/2 log 2πσ² - offset, in nats: all components share one σ, so the weights drop out.
+    """Mixture of isotropic Gaussians, E(x) = -log Σₖ wₖ exp(-‖x-μₖ‖² / 2σ²) + offset; log Z = d/2 log 2πσ² - offset.
 
     Args:
         means: μ, shape `(n_components, dim)`.
-        std: σ > 0, shared by all components and directions.
-        weights: w, shape `(n_components,)`, positive, rescaled to sum to one; equal if None.
+        std: σ > 0, shared by all components and directions: so the weights drop out of log Z.
+        weights: w, shape `(n_components,)`, positive, read once and rescaled to sum to one; equal if None.
         offset: constant added to the energy; it moves log Z and leaves p unchanged.
-
-    Raises:
-        ValueError: if a shape is wrong, σ is not positive or a weight is not positive.
     """
 
-    def __init__(self, means: Tensor, std: float, weights: Tensor | None = None, offset: float = 0.0):
-        weights = torch.ones_like(means[:, 0]) if weights is None else weights
+    def __init__(self, means: Tensor, std: float | Tensor, weights: Tensor | None = None, offset: float | Tensor = 0.0):
+        weights = means.new_ones(len(means)) if weights is None else weights
         if means.ndim != 2 or weights.shape != means.shape[:1]:
             got = f"{tuple(means.shape)}, {tuple(weights.shape)}"
             raise ValueError(f"means must be (n_components, dim), weights (n_components,); got {got}")
-        if not std > 0:
+        if not 0 < std < math.inf:
             raise ValueError(f"std must be positive; got {std}")
-        if not (weights > 0).all():
-            raise ValueError(f"weights must be positive; the smallest is {weights.min().item()}")
+        if not ((weights > 0) & (weights < math.inf)).all():
+            raise ValueError(f"weights must be positive; the smallest is {weights.min()}, the largest {weights.max()}")
         self.means, self.std, self.weights, self.offset = means, std, weights / weights.sum(), offset
-        self.log_z = 0.5 * means.shape[1] * math.log(2 * math.pi * std**2) - offset
+
+    @property
+    def log_z(self) -> Tensor:
+        std = torch.as_tensor(self.std, dtype=self.means.dtype, device=self.means.device)
+        return 0.5 * self.means.shape[1] * torch.log(2 * math.pi * std**2) - self.offset
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.offset - torch.logsumexp(self._log_joint(x), dim=1)
+        return self.offset - torch.logsumexp(self._log_joint(x.reshape(len(x), self.means.shape[1])), dim=1)
 
+    @by_hand
     def energy_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return E(x) and ∇E(x) = (x - Σₖ rₖ μₖ) / σ², where rₖ is the share of component k in the density at x."""
+        """Return E(x) and ∇E(x) = (x - Σₖ rₖ μₖ) / σ², detached; rₖ is the share of component k in the density at x."""
+        if x.dtype != self.means.dtype:
+            return by_autograd(self, x)
         log_joint = self._log_joint(x)
-        log_sum = torch.logsumexp(log_joint, dim=1)
-        share = (log_joint - log_sum[:, None]).exp()
-        return self.offset - log_sum, (x - share @ self.means) / self.std**2
+        grad = torch.addmm(x, log_joint.softmax(1), self.means, alpha=-1).div_(self.std**2)
+        return self.offset - torch.logsumexp(log_joint, dim=1), grad
 
     def _log_joint(self, x: Tensor) -> Tensor:
         squared = (x[:, None] - self.means).square().sum(-1)
@@ -190,10 +191,10 @@ class GaussianMixtureEnergy:
         """Return log p(x) in nats, shape `(batch,)`."""
         return -self(x) - self.log_z
 
+    @torch.no_grad()
     def sample(self, shape: tuple[int, ...] = (), generator: torch.Generator | None = None) -> Tensor:
-        """Return exact draws, shape `(*shape, dim)`."""
+        """Return exact draws, shape `(*shape, dim)`, without a graph."""
         n = math.prod(shape)
-        component = torch.multinomial(self.weights, n, replacement=True, generator=generator)
-        centre = self.means[component]
+        centre = self.means[torch.multinomial(self.weights, max(n, 1), replacement=True, generator=generator)[:n]]
         noise = torch.randn(centre.shape, generator=generator, dtype=centre.dtype, device=centre.device)
-        return (centre + self.std * noise).reshape(*shape, -1)
+        return (centre + self.std * noise).reshape(*shape, self.means.shape[1])

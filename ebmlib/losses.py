@@ -27,14 +27,14 @@ def nce_from_logits(logit_data: Tensor, logit_noise: Tensor, nu: float) -> Tenso
         Loss in nats a datum, a scalar.
 
     Raises:
-        ValueError: if ν is not positive, a logit is NaN or infinite, or there is more than one a row.
+        ValueError: if ν is not positive, a logit is NaN or infinite, there is more than one a row, or none at all.
 
     Source: Gutmann and Hyvärinen (2012), Journal of Machine Learning Research 13.
     """
-    if not nu > 0:
+    if not 0 < nu < math.inf:
         raise ValueError(f"nu must be positive; got {nu}")
     for name, logit in (("data", logit_data), ("noise", logit_noise)):
-        if logit.ndim != 1:
+        if logit.ndim != 1 or len(logit) < 1:
             raise ValueError(f"the logits of {name} must be one a row, (n,); got {tuple(logit.shape)}")
         if not torch.isfinite(logit).all():
             row = int(torch.nonzero(~torch.isfinite(logit))[0])
@@ -57,19 +57,23 @@ def noise_contrastive(energy: Energy, log_z: Tensor, x_data: Tensor, x_noise: Te
         Loss in nats a datum, a scalar; see `nce_from_logits`.
 
     Raises:
-        ValueError: if an energy is NaN or infinite, the noise has no density at a datum, or either gives more than one
-            value a row.
+        ValueError: if an energy is NaN or infinite, the noise has no density at a datum, either gives another shape
+            than one value a row, or a batch is empty.
 
     Source: Gutmann and Hyvärinen (2012), Journal of Machine Learning Research 13.
     """
-    log_q_data = noise.log_prob(x_data)
+    _require_rows(x_data=x_data, x_noise=x_noise)
+    log_q_data, noise_log_q = noise.log_prob(x_data), noise.log_prob(x_noise)
+    for log_q, x in ((log_q_data, x_data), (noise_log_q, x_noise)):
+        if log_q.shape[:1] != x.shape[:1]:
+            raise ValueError(f"the noise must give one log density a row, ({len(x)},); got {tuple(log_q.shape)}")
     if not torch.isfinite(log_q_data).all():
         row = int(torch.nonzero(~torch.isfinite(log_q_data))[0])
         raise ValueError(
             f"the noise must cover the data; its log density at data row {row} is {log_q_data[row].item()}"
         )
     logit_data = -evaluate(energy, x_data) - log_z - log_q_data
-    logit_noise = -evaluate(energy, x_noise) - log_z - noise.log_prob(x_noise)
+    logit_noise = -evaluate(energy, x_noise) - log_z - noise_log_q
     return nce_from_logits(logit_data, logit_noise, len(x_noise) / len(x_data))
 
 
@@ -93,14 +97,18 @@ def conditional_noise_contrastive(
         Loss in nats, a scalar; 2 log 2 for a constant energy.
 
     Raises:
-        ValueError: if `std` or `nu` is not positive, or an energy is NaN or infinite.
+        ValueError: if `std` or `nu` is not positive, x_data is empty or not floating point, or an energy is NaN or
+            infinite.
 
     Source: Ceylan and Gutmann (2018), International Conference on Machine Learning.
     """
-    if not std > 0:
+    if not 0 < std < math.inf:
         raise ValueError(f"std must be positive; got {std}")
     if nu < 1:
         raise ValueError(f"nu must be at least 1; got {nu}")
+    _require_rows(x_data=x_data)
+    if not x_data.is_floating_point():
+        raise ValueError(f"x_data must be floating point; got {x_data.dtype}")
     shape = (nu, *x_data.shape)
     noise = torch.randn(shape, generator=generator, dtype=x_data.dtype, device=x_data.device)
     x_noise = (x_data + std * noise).flatten(0, 1)
@@ -124,10 +132,11 @@ def contrastive_divergence(energy: Energy, x_data: Tensor, x_model: Tensor) -> T
         Loss in nats, a scalar.
 
     Raises:
-        ValueError: if an energy is NaN or infinite, or there is more than one a row.
+        ValueError: if an energy is NaN or infinite, there is more than one a row, or a batch is empty.
 
     Source: Hinton (2002), Neural Computation 14(8).
     """
+    _require_rows(x_data=x_data, x_model=x_model)
     return evaluate(energy, x_data).mean() - evaluate(energy, x_model.detach()).mean()
 
 
@@ -140,4 +149,11 @@ def energy_penalty(energy: Energy, x_data: Tensor, x_model: Tensor) -> Tensor:
 
     Source: Du and Mordatch (2019), Advances in Neural Information Processing Systems 32.
     """
+    _require_rows(x_data=x_data, x_model=x_model)
     return evaluate(energy, x_data).square().mean() + evaluate(energy, x_model.detach()).square().mean()
+
+
+def _require_rows(**batches: Tensor) -> None:
+    for name, x in batches.items():
+        if len(x) < 1:
+            raise ValueError(f"{name} is empty: {tuple(x.shape)}; the mean over no rows is no loss")

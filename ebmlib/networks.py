@@ -1,12 +1,15 @@
 """Networks as energies: flexible, and with no log Z in closed form."""
 
+import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
-from .energies import Energy, by_autograd, energy_and_grad
+from .energies import Energy, NotFinite, by_autograd, by_hand, energy_and_grad, one_a_row
 
 
 class MLPEnergy(nn.Module):
@@ -54,28 +57,30 @@ class MLPEnergy(nn.Module):
         out = self.net(x)
         return out.squeeze(1) if self.n_out == 1 else out
 
+    @by_hand
     def energy_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return E(x) and ∇E(x), detached: the chain rule by hand, a tenth to a third faster than autograd.
 
-        Where the layers are not just linear ones and SiLU, or a subclass has its own `forward`, autograd does it.
+        Where the layers are not just linear ones and SiLU, ending in one number, autograd does it.
         """
-        layers: list[Any] = list(self.net)
-        plain = type(self) is MLPEnergy and all(type(layer) in (nn.Linear, nn.SiLU) for layer in layers)
-        if self.n_out != 1 or not plain:
-            return by_autograd(self, x)
+        layers: list[Any] = list(self.net) if type(self.net) is nn.Sequential else []
+        plain = len(layers) > 1 and {*map(type, layers)} <= {nn.Linear, nn.SiLU}
+        if not plain or self.n_out != 1 or getattr(layers[-1], "out_features", 0) != 1:
+            return by_autograd(functools.partial(MLPEnergy.forward, self), x)
         self._check(x)
         h, slopes = x, []
         for layer in layers[:-1]:
             if isinstance(layer, nn.SiLU):  # silu(z) = z s with s = sigmoid(z), and silu'(z) = s + silu(z) (1 - s)
                 s = torch.sigmoid(h)
                 h = h * s
-                slopes.append(torch.lerp(s, torch.ones_like(s[:1, :1]), h))
+                slopes.append(torch.lerp(s, s.new_ones(()), h))
             else:
-                h = layer(h)
-        grad = layers[-1].weight.expand(len(x), -1)
+                h = linear(h, layer.weight, layer.bias)
+        last = layers[-1]
+        grad = last.weight.expand(len(x), -1)
         for layer in reversed(layers[:-1]):
             grad = slopes.pop() * grad if isinstance(layer, nn.SiLU) else grad @ layer.weight
-        return layers[-1](h).squeeze(1), grad
+        return linear(h, last.weight, last.bias).squeeze(1), grad
 
     def _check(self, x: Tensor) -> None:
         if x.ndim != 2 or x.shape[1] != self.dim:
@@ -95,15 +100,20 @@ class SoftSteps(nn.Module):
         sharpness: of a step, in one over a unit of x.
 
     Raises:
-        ValueError: if `n_steps` is below one.
+        ValueError: if `n_steps` is below one, the sharpness not positive, or x without rows.
+        NotFinite: if a value of x is NaN or infinite.
     """
 
     places: Tensor
 
     def __init__(self, x: Tensor, n_steps: int, sharpness: float = 2.0):
         super().__init__()
-        if n_steps < 1:
-            raise ValueError(f"n_steps must be at least 1; got {n_steps}")
+        if n_steps < 1 or not 0 < sharpness < math.inf:
+            raise ValueError(f"n_steps must be at least 1; got {n_steps}, and sharpness positive; got {sharpness}")
+        if x.ndim != 2 or len(x) < 1:
+            raise ValueError(f"x must be (n, dim), with at least one row; got {tuple(x.shape)}")
+        if len(bad := torch.nonzero(~torch.isfinite(x))):
+            raise NotFinite(f"column {int(bad[0, 1])} of row {int(bad[0, 0])} is {x[tuple(bad[0])].item()}")
         levels = torch.linspace(0, 1, n_steps + 2, dtype=x.dtype, device=x.device)[1:-1]
         self.register_buffer("places", torch.quantile(x, levels, dim=0))
         self.sharpness = sharpness
@@ -125,19 +135,20 @@ class Confined(nn.Module):
 
     def __init__(self, energy: Energy, std: float):
         super().__init__()
-        if not std > 0:
+        if not 0 < std < math.inf:
             raise ValueError(f"std must be positive; got {std}")
         self.energy, self.std = energy, std
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.energy(x) + self._bowl(x)
+        return one_a_row(self.energy(x), x) + self._bowl(x)
 
+    @by_hand
     def energy_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return E(x) and ∇E(x) = ∇energy(x) + x / std², detached."""
         if not hasattr(self.energy, "energy_and_grad"):
-            return by_autograd(self, x)
+            return by_autograd(functools.partial(Confined.forward, self), x)
         e, grad = energy_and_grad(self.energy, x)
-        return e + self._bowl(x), grad + x / self.std**2
+        return e + self._bowl(x), torch.add(grad, x, alpha=1 / self.std**2)
 
     def _bowl(self, x: Tensor) -> Tensor:
         return x.flatten(1).square().sum(1) / (2 * self.std**2)

@@ -1,13 +1,14 @@
 """Restricted Boltzmann machines: binary units in two layers, where Gibbs sampling is easy and log Z can be exact."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
+
+from .energies import Energy, NotFinite, evaluate
 
 
 class State(NamedTuple):
@@ -43,9 +44,9 @@ class RBM(nn.Module):
 
     @classmethod
     def from_parameters(cls, weight: Tensor, visible_bias: Tensor, hidden_bias: Tensor) -> "RBM":
-        """Return the machine with copies of these parameters."""
-        if weight.ndim != 2 or visible_bias.shape != weight.shape[:1] or hidden_bias.shape != weight.shape[1:]:
-            shapes = [tuple(p.shape) for p in (weight, visible_bias, hidden_bias)]
+        """Return the machine with copies of these parameters; no gradient goes back to them."""
+        shapes = [tuple(p.shape) for p in (weight, visible_bias, hidden_bias)]
+        if weight.ndim != 2 or weight.numel() == 0 or shapes[1:] != [shapes[0][:1], shapes[0][1:]]:
             raise ValueError(f"expected shapes (n_visible, n_hidden), (n_visible,), (n_hidden,); got {shapes}")
         rbm = cls.__new__(cls)  # no random draw
         nn.Module.__init__(rbm)
@@ -72,11 +73,11 @@ class RBM(nn.Module):
         """Return the machine at β on the path from independent units (β = 0) to this one (β = 1).
 
         Parameters are βW, βb and (1 - β)·base_logits + βa: a machine again, so that block Gibbs runs on it. At β = 0
-        log Z = Σ softplus(base_logits) + n_hidden·log 2.
+        log Z = Σ softplus(base_logits) + n_hidden·log 2. The parameters are copies: no gradient goes back.
 
         Args:
             beta: β in [0, 1].
-            base_logits: logits of the independent units, shape `(n_visible,)`.
+            base_logits: logits of the independent units, shape `(n_visible,)`, of the machine's dtype.
 
         Raises:
             ValueError: if β is outside [0, 1] or the logits have the wrong shape.
@@ -86,67 +87,67 @@ class RBM(nn.Module):
         visible_bias = (1 - beta) * base_logits + beta * self.visible_bias
         return RBM.from_parameters(beta * self.weight, visible_bias, beta * self.hidden_bias)
 
+    def check_visible(self, x: Tensor) -> None:
+        """Raise a `ValueError` unless x is `(batch, n_visible)`, of zeros and ones, with at least one row."""
+        check_binary(x, len(self.visible_bias))
+
 
 def check_binary(x: Tensor, n_units: int) -> None:
-    """Raise a `ValueError` unless x is `(batch, n_units)`, of zeros and ones."""
-    if x.ndim != 2 or x.shape[1] != n_units:
-        raise ValueError(f"x must be (batch, {n_units}); got {tuple(x.shape)}")
-    if not (wrong := (x != 0) & (x != 1)).any():
-        return
-    row = int(torch.nonzero(wrong)[0, 0])
-    raise ValueError(f"x must be binary, 0 or 1; row {row} holds {x[row][wrong[row]][0].item()}")
+    """Raise a `ValueError` unless x is `(batch, n_units)`, of zeros and ones, with at least one row and one unit."""
+    if x.ndim != 2 or x.shape[1] != n_units or x.numel() < 1:
+        raise ValueError(f"x must be (batch, {n_units}), not empty; got {tuple(x.shape)}")
+    if (wrong := (x != 0) & (x != 1)).any():
+        row = int(torch.nonzero(wrong)[0, 0])
+        raise ValueError(f"x must be binary, 0 or 1; row {row} holds {x[row][wrong[row]][0].item()}")
 
 
 def sample_bits(prob: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Return independent draws, 1 with the given probabilities and else 0: `torch.bernoulli`, several times faster."""
-    return torch.rand(prob.shape, generator=generator, dtype=prob.dtype, device=prob.device).lt_(prob)
+    uniform = torch.rand(prob.shape, generator=generator, dtype=prob.dtype, device=prob.device)
+    return uniform.lt_(prob).add_(prob, alpha=0)  # comparing turns NaN into 0; 0·NaN puts it back
 
 
 @dataclass(frozen=True)
 class BlockGibbs:
-    """Kernel that redraws all hidden units given x, then all visible units given these; every move is accepted."""
+    """Kernel that redraws all hidden units given x, then all visible units given these. NaN parameters: NaN states."""
 
     def init(self, energy: RBM, x: Tensor) -> State:
         """Return the state at x, binary, shape `(batch, n_visible)`."""
-        check_binary(x, len(energy.visible_bias))
-        return State(x, None, None)
+        energy.check_visible(x)
+        return State(x.detach())
 
     @torch.no_grad()
     def step(self, energy: RBM, state: State, generator: torch.Generator | None = None) -> tuple[State, Tensor]:
         """Return the next state and the probability of accepting it, which is 1."""
         h = sample_bits(energy.hidden_prob(state.x), generator)
-        x = sample_bits(energy.visible_prob(h), generator)
-        return State(x, None, None), torch.ones_like(x[:, 0])
+        return State(sample_bits(energy.visible_prob(h), generator)), h.new_ones(len(h))
 
 
 @dataclass(frozen=True)
 class SingleFlip:
-    """Metropolis kernel on binary states of any energy: a random unit flips with probability min(1, e^-ΔE)."""
+    """Metropolis kernel on binary states of any energy: a random unit flips with probability min(1, e^-ΔE).
 
-    def init(self, energy: Callable[[Tensor], Tensor], x: Tensor) -> State:
+    A state of energy ∞ is never entered; a start there, NaN, -∞ and another shape than `(batch,)` are errors.
+    """
+
+    def init(self, energy: Energy, x: Tensor) -> State:
         """Return the state at x, binary, shape `(batch, n_units)`, with its energy."""
         check_binary(x, x.shape[-1])
         with torch.no_grad():
-            return State(x, energy(x), None)
+            return State(x.detach(), evaluate(energy, x))
 
     @torch.no_grad()
-    def step(
-        self, energy: Callable[[Tensor], Tensor], state: State, generator: torch.Generator | None = None
-    ) -> tuple[State, Tensor]:
+    def step(self, energy: Energy, state: State, generator: torch.Generator | None = None) -> tuple[State, Tensor]:
         """Return the next state and the probability with which each proposal was accepted."""
-        x, e = state.x, energy(state.x) if state.energy is None else state.energy
+        x, e = state.x, evaluate(energy, state.x) if state.energy is None else state.energy
         unit = torch.randint(x.shape[1], (len(x), 1), generator=generator, device=x.device)
         proposal = x.scatter(1, unit, 1 - x.gather(1, unit))
         e_proposal = energy(proposal)
+        if e_proposal.shape != x.shape[:1] or not e_proposal.min().item() > -math.inf:
+            evaluate(lambda _: e_proposal.clamp(max=3e38), proposal)  # raises, and passes over rows of energy ∞
         accept_prob = torch.exp((e - e_proposal).clamp(max=0))
-        accepted = sample_bits(accept_prob, generator) == 1
-        x, e = torch.where(accepted[:, None], proposal, x), torch.where(accepted, e_proposal, e)
-        return State(x, e, None), accept_prob
-
-
-def _states(n_units: int, like: Tensor) -> Tensor:
-    number = torch.arange(2**n_units, device=like.device)
-    return (number[:, None] >> torch.arange(n_units, device=like.device) & 1).to(like)
+        accepted = torch.rand(e.shape, generator=generator, dtype=accept_prob.dtype, device=e.device) < accept_prob
+        return State(torch.where(accepted[:, None], proposal, x), torch.where(accepted, e_proposal, e)), accept_prob
 
 
 def _subset_products(factors: Tensor) -> Tensor:
@@ -163,10 +164,11 @@ def exact_log_z(rbm: RBM) -> Tensor:
         log Z = log Σₕ exp(bᵀh + Σᵢ log(1 + exp(aᵢ + Wᵢh)))
 
     The units of the sum are split in halves, h = (s, t), so that exp(aᵢ + Wᵢh) = Sᵢ Tᵢ; over four units i,
-    Π (1 + SᵢTᵢ) is the sum over their 16 subsets of ΠSᵢ ΠTᵢ: a matrix product over all pairs (s, t).
+    Π (1 + SᵢTᵢ) is the sum over their 16 subsets of ΠSᵢ ΠTᵢ: a matrix product over all pairs (s, t). For the gradient
+    all terms are kept, about 4·2^n bytes for each unit of the larger layer; under `no_grad` those of 256 states s.
 
     Raises:
-        ValueError: if both layers have more than 24 units, or the parameters are too large for double precision.
+        ValueError: if both layers have more than 24 units, or parameters are not finite, or too large for float64.
     """
     w, a, b = rbm.weight.double(), rbm.visible_bias.double(), rbm.hidden_bias.double()
     if w.shape[0] < w.shape[1]:
@@ -176,7 +178,9 @@ def exact_log_z(rbm: RBM) -> Tensor:
         raise ValueError(f"the smaller layer has {n} units: a sum over 2^{n} states is too long; 24 is the most")
     fill = -len(a) % 4  # units with bias -inf: they contribute log 1
     w, a = nn.functional.pad(w, (0, 0, 0, fill)), nn.functional.pad(a, (0, fill), value=-math.inf)
-    s, t = _states(n // 2, b), _states(n - n // 2, b)
+    number, unit = (torch.arange(size, device=b.device) for size in (2 ** (n - n // 2), n))
+    t = (number[:, None] >> unit[: n - n // 2] & 1).to(b)
+    s = t[: 2 ** (n // 2), : n // 2]
     inputs = a[:, None] + w[:, : n // 2] @ s.T, w[:, n // 2 :] @ t.T
     bounds = softplus(inputs[0].amax(1) + inputs[1].amax(1)).view(-1, 4).sum(1).tolist()
     right = inputs[1].exp().split(64)  # few units at a time stay in the cache, as do few states
@@ -192,5 +196,5 @@ def exact_log_z(rbm: RBM) -> Tensor:
         totals.append(torch.logsumexp((log_terms + product.log()).flatten(), 0))
     log_z = torch.logsumexp(torch.stack(totals), 0)
     if not torch.isfinite(log_z):
-        raise ValueError(f"the parameters are too large for double precision: log Z came out as {log_z.item()}")
+        raise NotFinite(f"log Z is {log_z.item()}: parameters are not finite, or too large for double precision")
     return log_z

@@ -1,7 +1,7 @@
 """Draws from p(x) ∝ exp(-E(x)) without Z: chains that move by the gradient of the energy.
 
 A kernel is a frozen dataclass: `init(energy, x)` makes a state, `step(energy, state, generator)` the next one and its
-acceptance probability; `run` and `trace` repeat that. Parameters of the energy collect no gradient. `ValueError` is
+acceptance probability; `run` and `trace` repeat that. No gradient goes back to starts or parameters. `ValueError` is
 raised for bad sizes, an energy that returns another shape than `(batch,)`, and a start or a chain that is not finite.
 """
 
@@ -52,8 +52,8 @@ class Langevin:
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (self.step_size > 0 and self.temperature >= 0):
-            raise ValueError(f"step_size must be positive and temperature not negative; got {self}")
+        if not (0 < self.step_size < math.inf and 0 <= self.temperature < math.inf):
+            raise ValueError(f"step_size must be positive and finite, temperature not negative; got {self}")
 
     def init(self, energy: Energy, x: Tensor) -> State:
         """Return the state at x; the energy is not evaluated yet."""
@@ -61,7 +61,7 @@ class Langevin:
 
     def step(self, energy: Energy, state: State, generator: torch.Generator | None = None) -> tuple[State, Tensor]:
         """Return the next state, and ones `(batch,)`: every proposal is accepted."""
-        x = torch.add(state.x, energy_and_grad(energy, state.x)[1], alpha=-self.step_size)  # states do not change
+        x = torch.add(state.x.detach(), energy_and_grad(energy, state.x)[1], alpha=-self.step_size)  # not in place
         xi = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
         return State(x.add_(xi, alpha=math.sqrt(2 * self.step_size * self.temperature))), x.new_ones(len(x))
 
@@ -82,8 +82,8 @@ class MALA:
     step_size: float
 
     def __post_init__(self) -> None:
-        if not self.step_size > 0:
-            raise ValueError(f"step_size must be positive; got {self}")
+        if not 0 < self.step_size < math.inf:
+            raise ValueError(f"step_size must be positive and finite; got {self}")
 
     def init(self, energy: Energy, x: Tensor) -> State:
         """Return the state at x, with its energy and gradient."""
@@ -112,8 +112,8 @@ class HMC:
     n_leapfrog: int
 
     def __post_init__(self) -> None:
-        if not (self.step_size > 0 and self.n_leapfrog >= 1):
-            raise ValueError(f"step_size must be positive and n_leapfrog at least 1; got {self}")
+        if not (0 < self.step_size < math.inf and self.n_leapfrog >= 1):
+            raise ValueError(f"step_size must be positive and finite, n_leapfrog at least 1; got {self}")
 
     def init(self, energy: Energy, x: Tensor) -> State:
         """Return the state at x, with its energy and gradient."""
@@ -141,7 +141,8 @@ def trace(
     if n_draws < 1 or thin < 1:
         raise ValueError(f"n_draws and thin must be at least 1; got {n_draws} and {thin}")
     state = kernel.init(energy, x)
-    draws, accepted = state.x.new_empty(n_draws, *state.x.shape), state.x.new_zeros(n_draws, len(x))
+    draws, dtype = state.x.new_empty(n_draws, *state.x.shape), torch.result_type(state.x, 1.0)
+    accepted = state.x.new_zeros(n_draws, len(x), dtype=dtype)
     for i in range(n_draws):
         for _ in range(thin):
             state, accept_prob = kernel.step(energy, state, generator)
@@ -152,8 +153,10 @@ def trace(
 
 
 def leapfrog(energy: Energy, x: Tensor, v: Tensor, grad: Tensor, step_size: float, n_steps: int) -> tuple[Tensor, ...]:
-    """Return x, v, E(x), ∇E(x) at the end of a glide that starts at x, v, ∇E(x); from x, -v it would lead back."""
-    v = torch.add(v, grad, alpha=-step_size / 2)
+    """Return x, v, E(x), ∇E(x), detached, at the end of a glide from x, v, ∇E(x); from x, -v it would lead back."""
+    if n_steps < 1 or not x.shape == v.shape == grad.shape:
+        raise ValueError(f"shapes must agree, n_steps be at least 1; got {x.shape}, {v.shape}, {grad.shape}, {n_steps}")
+    x, v = x.detach(), torch.add(v, grad, alpha=-step_size / 2).detach()
     for i in range(1, n_steps + 1):
         x = torch.add(x, v, alpha=step_size)
         e, grad = energy_and_grad(energy, x)
@@ -165,10 +168,12 @@ def _metropolis(
     energy: Energy, start: State, generator: torch.Generator | None, step_size: float, n_leapfrog: int
 ) -> tuple[State, Tensor]:
     x, e, grad = start
-    assert e is not None and grad is not None
+    assert e is not None and grad is not None, "a state is made by init"
     v = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
     new_x, new_v, new_e, new_grad = leapfrog(energy, x, v, grad, step_size, n_leapfrog)
-    h, new_h = _hamiltonian(e, v), _hamiltonian(new_e, new_v)
+    v, new_v = v.reshape(len(x), -1), new_v.reshape(len(x), -1)
+    h = torch.add(e, torch.linalg.vecdot(v, v), alpha=0.5)
+    new_h = torch.add(new_e, torch.linalg.vecdot(new_v, new_v), alpha=0.5)
     # A proposal without a finite energy is rejected; -∞ too, for a chain would never leave it.
     accept_prob = torch.where(new_h.abs() < math.inf, h - new_h, -math.inf).clamp_(max=0).exp_()
     accept = torch.rand(e.shape, generator=generator, dtype=e.dtype, device=e.device) < accept_prob
@@ -177,18 +182,13 @@ def _metropolis(
     return State(new_x, new_e, new_grad), accept_prob
 
 
-def _hamiltonian(e: Tensor, v: Tensor) -> Tensor:
-    return torch.add(e, torch.linalg.vecdot(v.reshape(len(v), -1), v.reshape(len(v), -1)), alpha=0.5)
-
-
 def _carried(energy: Energy, x: Tensor) -> State:
     e, grad = energy_and_grad(energy, _checked(x))
-    _require_finite(e, "the energy at the start")
-    return State(x.detach(), e, _require_finite(grad, "the gradient at the start"))
+    return State(x.detach(), _require_finite(e, "energy at the start"), _require_finite(grad, "gradient at the start"))
 
 
 def _checked(x: Tensor) -> Tensor:
-    if x.ndim < 1 or len(x) < 1 or not x.is_floating_point():
+    if x.ndim < 1 or x.numel() < 1 or not x.is_floating_point():
         raise ValueError(f"starts must be floating point, (batch, *event); got {x.dtype} {tuple(x.shape)}")
     return _require_finite(x, "the start").detach()
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from .energies import Distribution, Energy
+from .energies import Distribution, Energy, one_a_row
 
 
 class TiltedEnergy(nn.Module):
@@ -13,6 +13,9 @@ class TiltedEnergy(nn.Module):
     Args:
         base: distribution with `log_prob(x) -> (batch,)` and `sample((n,))`; frozen, if it is a module.
         tilt: energy, callable `(batch, *event) -> (batch,)`.
+
+    Raises:
+        ValueError: when called, if the tilt or the base gives another shape than one value a row.
     """
 
     def __init__(self, base: Distribution, tilt: Energy):
@@ -21,4 +24,4 @@ class TiltedEnergy(nn.Module):
         self.tilt = tilt
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.tilt(x) - self.base.log_prob(x)
+        return one_a_row(self.tilt(x), x) - one_a_row(self.base.log_prob(x), x)

@@ -1,21 +1,12 @@
 """A training loop that one can read, that stops with a clear error when it diverges, and that can resume."""
 
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
-from typing import Any, Protocol
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
-
-
-class Stateful(Protocol):
-    """What a checkpoint can hold: modules, optimizers, schedulers, `minibatches`, a `ReplayBuffer`."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> Any: ...
 
 
 class Divergence(RuntimeError):
@@ -26,7 +17,7 @@ class minibatches:  # an iterator, in lower case as `range` and `zip` are
     """Batches of rows for ever, reshuffled at each pass; an incomplete last batch is dropped.
 
     Its `state_dict` holds the place within the pass, so that a run can resume in its middle; the state of the
-    generator is saved beside it (`save_checkpoint`).
+    generator is saved beside it (`checkpoint.save_checkpoint`).
 
     Args:
         x: data, shape `(n, ...)`.
@@ -41,14 +32,14 @@ class minibatches:  # an iterator, in lower case as `range` and `zip` are
         if not 1 <= batch_size <= len(x):
             raise ValueError(f"batch_size must be between 1 and {len(x)}, the number of rows; got {batch_size}")
         self.x, self.batch_size, self.generator = x, batch_size, generator
-        self.order, self.start = torch.empty(0, dtype=torch.long), 0
+        self.order, self.start = torch.empty(0, dtype=torch.long, device="cpu"), 0
 
     def __iter__(self) -> Iterator[Tensor]:
         return self
 
     def __next__(self) -> Tensor:
         if self.start + self.batch_size > len(self.order):
-            self.order, self.start = torch.randperm(len(self.x), generator=self.generator), 0
+            self.order, self.start = torch.randperm(len(self.x), generator=self.generator, device="cpu"), 0
         rows = self.order[self.start : self.start + self.batch_size]
         self.start += self.batch_size
         return self.x[rows.to(self.x.device)]
@@ -79,19 +70,24 @@ def train(
         batches: yields batches; a step uses one.
         n_steps: number of steps.
         scheduler: stepped once a step.
-        max_grad_norm: gradients are rescaled to at most this norm, if given.
+        max_grad_norm: gradients are rescaled to at most this norm, above 0, if given.
         callback: called as `callback(step, loss)` after each step; returning True stops the training.
 
     Returns:
         The loss at each step.
 
     Raises:
-        ValueError: if `n_steps` is negative or the batches end too early.
+        ValueError: if `n_steps` is negative, the norm not positive, a batch empty, the batches end too early, or no
+            parameter gets a gradient.
         Divergence: if the loss or the norm of its gradient is not finite, or if computing the loss raises
-            FloatingPointError; the parameters are those before that step.
+            FloatingPointError; the parameters are those before that step. Or if the last step ends at parameters
+            that are not finite.
     """
     if n_steps < 0:
         raise ValueError(f"n_steps must not be negative; got {n_steps}")
+    max_norm = math.inf if max_grad_norm is None else max_grad_norm
+    if not max_norm > 0:
+        raise ValueError(f"max_grad_norm must be positive; got {max_grad_norm}")
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     losses: list[float] = []
     batches = iter(batches)
@@ -99,13 +95,17 @@ def train(
         batch = next(batches, None)
         if batch is None:
             raise ValueError(f"the batches ended after {step} of {n_steps} steps")
+        if isinstance(batch, Tensor) and batch.numel() == 0:
+            raise ValueError(f"step {step}: the batch is empty, of shape {tuple(batch.shape)}")
         optimizer.zero_grad()
         try:
             loss = loss_fn(batch)
         except FloatingPointError as error:  # what the energies and samplers of this book raise at a NaN
             raise Divergence(f"step {step}: {error}") from error
         loss.backward()
-        grad_norm = torch.nn.utils.clip_grad_norm_(parameters, torch.inf if max_grad_norm is None else max_grad_norm)
+        if all(p.grad is None for p in parameters):
+            raise ValueError(f"step {step}: the loss has no gradient for any parameter of the optimizer")
+        grad_norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
         if not (torch.isfinite(loss) and torch.isfinite(grad_norm)):
             raise Divergence(f"step {step}: loss {loss.item()}, gradient norm {grad_norm.item()}")
         optimizer.step()
@@ -114,44 +114,6 @@ def train(
         losses.append(loss.item())
         if callback is not None and callback(step, losses[-1]):
             break
+    if losses and not all(torch.isfinite(p).all() for p in parameters):
+        raise Divergence(f"step {len(losses) - 1}: after it, parameters are not finite")
     return losses
-
-
-def save_checkpoint(path: str | os.PathLike, parts: Mapping[str, Stateful | torch.Generator]) -> None:
-    """Save the state of each part, and of torch's global generators, in one file: what bit-equal resuming needs.
-
-    Args:
-        path: file to write; an older one is replaced only once the new one is whole.
-        parts: by name, whatever has a `state_dict` (model, optimizer, scheduler, buffer, batches), and generators.
-    """
-    states = {
-        name: part.get_state() if isinstance(part, torch.Generator) else part.state_dict()
-        for name, part in parts.items()
-    }
-    random = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
-    aside = Path(f"{os.fspath(path)}.part")
-    torch.save({"parts": states, "random": random}, aside)
-    aside.replace(path)
-
-
-def load_checkpoint(path: str | os.PathLike, parts: Mapping[str, Stateful | torch.Generator]) -> None:
-    """Put each part, and torch's global generators, back into the state that `save_checkpoint` saved.
-
-    Args:
-        path: file that `save_checkpoint` wrote. It is read as weights only: no code in it is run.
-        parts: the same names, with parts built as they were then.
-
-    Raises:
-        ValueError: if the names differ from those in the file.
-    """
-    saved = torch.load(path, map_location="cpu", weights_only=True)
-    if saved["parts"].keys() != parts.keys():
-        raise ValueError(f"the checkpoint holds {sorted(saved['parts'])}, not {sorted(parts)}")
-    for name, part in parts.items():
-        if isinstance(part, torch.Generator):
-            part.set_state(saved["parts"][name])
-        else:
-            part.load_state_dict(saved["parts"][name])
-    torch.set_rng_state(saved["random"]["cpu"])
-    if len(saved["random"]["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(saved["random"]["cuda"])

@@ -4,6 +4,8 @@ The browser draws the contours and moves particles by Langevin steps; `widget.js
 """
 
 import json
+import math
+import operator
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -56,15 +58,20 @@ def landscape(
         label: name of the picture for a screen reader.
 
     Raises:
-        TypeError: if the energy is another one, or a network with layers that the browser does not know.
+        TypeError: if the energy is another one, or a network with layers, hooks or a `forward` of its own that the
+            browser does not know.
         ValueError: if the energy has not two coordinates or a weight that is not finite, or a setting is out of range.
+        FileNotFoundError: if `widget.js` is missing, as where this module was copied without it.
     """
+    if not SCRIPT.exists():
+        raise FileNotFoundError(f"{SCRIPT} is missing: copy ebmlib/widget.js there, beside the code")
     corners = [float(a) for a in [*low, *high]]
-    if len(low) != 2 or len(high) != 2 or not (corners[0] < corners[2] and corners[1] < corners[3]):
+    sides = list(zip(corners[:2], corners[2:], strict=False))
+    if len(low) != 2 or len(high) != 2 or not all(-math.inf < a < b < math.inf for a, b in sides):
         raise ValueError(f"low and high must be two corners, each of low's numbers below high's; got {low}, {high}")
     if not (0.001 <= step_size <= 1 and 0.1 <= temperature <= 4):
         raise ValueError(f"step_size must be in [0.001, 1], temperature in [0.1, 4]; got {step_size}, {temperature}")
-    if sampler not in ("ULA", "MALA") or n_particles < 1 or not span > 0:
+    if sampler not in ("ULA", "MALA") or n_particles < 1 or not 0 < span < math.inf:
         raise ValueError(
             f"sampler must be ULA or MALA, n_particles and span positive; got {sampler}, {n_particles}, {span}"
         )
@@ -72,11 +79,11 @@ def landscape(
         "energy": _payload(energy),
         "low": corners[:2],
         "high": corners[2:],
-        "step_size": step_size,
-        "temperature": temperature,
+        "step_size": float(step_size),
+        "temperature": float(temperature),
         "sampler": sampler,
-        "n_particles": n_particles,
-        "span": span,
+        "n_particles": operator.index(n_particles),
+        "span": float(span),
         "label": label.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;"),  # the script sets it as HTML
     }
     data = json.dumps(payload, separators=(",", ":"), allow_nan=False)
@@ -91,8 +98,10 @@ def landscape(
 def _payload(energy: Any) -> dict[str, Any]:
     """Return an energy as what widget.js computes it from; known by the name of its class, so copies are, too."""
     kind = type(energy).__name__
+    if isinstance(energy, nn.Module):
+        _require_plain(energy)
     if kind == "Confined":
-        return {"kind": "confined", "energy": _payload(energy.energy), "std": float(energy.std)}
+        return {"kind": "confined", "energy": _payload(energy.energy), "std": _number(energy.std)}
     if kind == "MLPEnergy":
         _require_plane(energy.dim)
         return {"kind": "mlp", **_layers(energy)}
@@ -100,12 +109,12 @@ def _payload(energy: Any) -> dict[str, Any]:
         _require_plane(len(energy.mean))
         precision = torch.cholesky_inverse(energy.factor.detach().cpu().double())
         mean = _numbers(energy.mean)
-        return {"kind": "gaussian", "mean": mean, "precision": _numbers(precision), "offset": float(energy.offset)}
+        return {"kind": "gaussian", "mean": mean, "precision": _numbers(precision), "offset": _number(energy.offset)}
     if kind == "GaussianMixtureEnergy":
         _require_plane(energy.means.shape[1])
         means, log_weights = _numbers(energy.means), _numbers(energy.weights.log())
-        return {"kind": "mixture", "means": means, "std": float(energy.std), "log_weights": log_weights} | {
-            "offset": float(energy.offset)
+        return {"kind": "mixture", "means": means, "std": _number(energy.std), "log_weights": log_weights} | {
+            "offset": _number(energy.offset)
         }
     raise TypeError(f"landscape draws MLPEnergy, Confined, GaussianEnergy and GaussianMixtureEnergy; got {kind}")
 
@@ -123,9 +132,23 @@ def _layers(energy: Any) -> dict[str, Any]:
     return {"activation": names.pop(), "layers": layers}
 
 
+def _require_plain(energy: nn.Module) -> None:
+    """Raise where a call does more than the weights say: hooks, as those of pruning, or a forward put in place."""
+    for name, module in energy.named_modules():
+        if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
+            raise TypeError(f"landscape draws weights alone; {name or 'the energy'} has a hook or a forward of its own")
+
+
 def _require_plane(dim: int) -> None:
     if dim != 2:
         raise ValueError(f"landscape draws energies of two coordinates; this one has {dim}")
+
+
+def _number(x: Any) -> float:
+    """Return a finite number."""
+    if not math.isfinite(x):
+        raise ValueError(f"the energy has a parameter that is {float(x)}")
+    return float(x)
 
 
 def _numbers(x: Tensor) -> Any:

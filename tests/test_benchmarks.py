@@ -13,6 +13,7 @@ from torch.distributions import Categorical, MixtureSameFamily, MultivariateNorm
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "benchmarks"))
 
+import blow_up  # noqa: E402
 import persistent_chains  # noqa: E402
 import wine_density  # noqa: E402
 import wine_grades  # noqa: E402
@@ -126,18 +127,22 @@ def test_published_folds_are_read(tmp_path):
 RESULTS = {
     "wine_density": wine_density.INPUTS,
     "persistent_chains": persistent_chains.INPUTS,
+    "blow_up": blow_up.INPUTS,
     "wine_ood": wine_ood.INPUTS,
     "wine_grades": wine_grades.INPUTS,
 }
 
 
+FOLDER = ROOT / "ebmlib" / "data" / "results"
+
+
 def test_every_results_file_is_tested():
-    assert {path.stem for path in (ROOT / "tests/benchmarks/results").glob("*.json")} == set(RESULTS)
+    assert {path.stem for path in FOLDER.glob("*.json")} == set(RESULTS)
 
 
 @pytest.mark.parametrize("name", RESULTS)
 def test_results_have_their_provenance(name):
-    text = (ROOT / f"tests/benchmarks/results/{name}.json").read_text("utf-8")
+    text = (FOLDER / f"{name}.json").read_text("utf-8")
     origin = json.loads(text)["provenance"]
     assert {"command", "commit", "dirty", "date", "cpu_seconds", "versions", "sha256"} <= set(origin)
     assert set(RESULTS[name]) <= set(origin["sha256"]), "the hashes of all inputs are recorded"
@@ -146,7 +151,7 @@ def test_results_have_their_provenance(name):
 
 
 def test_the_wine_table_adds_up():
-    results = json.loads((ROOT / "tests/benchmarks/results/wine_density.json").read_text("utf-8"))
+    results = json.loads((FOLDER / "wine_density.json").read_text("utf-8"))
     assert {row["protocol"] for row in results["rows"]} == {"A", "B"}
     for row in results["rows"]:
         assert len(row["per_fold"]) == 10
@@ -155,13 +160,23 @@ def test_the_wine_table_adds_up():
 
 
 def test_the_table_of_persistent_chains_is_whole_and_meets_its_bars():
-    rows = json.loads((ROOT / "tests/benchmarks/results/persistent_chains.json").read_text("utf-8"))["rows"]
+    rows = json.loads((FOLDER / "persistent_chains.json").read_text("utf-8"))["rows"]
     kinds = [(row["data"], row["method"], row["seed"]) for row in rows]
     methods, seeds = persistent_chains.METHODS, persistent_chains.SEEDS
     assert sorted(kinds) == sorted((d, m, s) for d in persistent_chains.TOYS for m in methods for s in seeds)
     for data, (must, _) in persistent_chains.BARS.items():
         ours = [row["kl"] for row in rows if row["data"] == data and row["method"] == "pcd"]
         assert np.median(ours) <= must, f"{data}: {ours}"
+
+
+def test_the_table_of_blow_ups_is_whole():
+    rows = json.loads((FOLDER / "blow_up.json").read_text("utf-8"))["rows"]
+    kinds = [(row["piece"], row["seed"]) for row in rows]
+    assert sorted(kinds) == sorted((piece, seed) for piece in blow_up.PIECES for seed in blow_up.SEEDS)
+    for row in rows:
+        ended = row["blew_up_at"] is None
+        assert ended == (row["kl"] <= blow_up.LOST) and (not ended or row["n_steps"] == blow_up.N_STEPS)
+        assert (row["alarm_at"] is not None) == (row["most_stuck"] > blow_up.SHARE)
 
 
 def test_shuffling_keeps_each_column_and_moves_those_named():
@@ -182,7 +197,7 @@ def test_sampled_kernels_are_draws_of_their_density():
 
 
 def test_the_table_of_ood_adds_up_and_meets_its_bars():
-    results = json.loads((ROOT / "tests/benchmarks/results/wine_ood.json").read_text("utf-8"))
+    results = json.loads((FOLDER / "wine_ood.json").read_text("utf-8"))
     rows = {(row["task"], row["model"]): row for row in results["rows"]}
     assert {task for task, _ in rows} == {wine_ood.WHITE, wine_ood.ALL, wine_ood.ONE, wine_ood.GRADES}
     for row in rows.values():
@@ -198,7 +213,7 @@ def test_the_table_of_ood_adds_up_and_meets_its_bars():
 
 
 def test_the_table_of_grades_is_whole_and_meets_its_bars():
-    results = json.loads((ROOT / "tests/benchmarks/results/wine_grades.json").read_text("utf-8"))
+    results = json.loads((FOLDER / "wine_grades.json").read_text("utf-8"))
     rows = {row["model"]: row for row in results["grades"]}
     for row in rows.values():
         assert len(row["per_fold"]["mae"]) == 10

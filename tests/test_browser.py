@@ -5,13 +5,11 @@ It drives Debian's Chromium (`apt install chromium`) through playwright, which d
 
 import gzip
 import io
-import shutil
 import threading
 from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
-from pathlib import Path
 from random import Random
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -21,8 +19,6 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import sync_playwright
 
-SITE = Path(__file__).resolve().parents[1] / "build" / "html"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = [
     *"--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking".split(),
     *"--disable-component-update --disable-sync".split(),
@@ -41,6 +37,31 @@ UNREACHABLE = """() => [...document.querySelectorAll('main *')].filter(node =>
     node.scrollWidth > node.clientWidth + 1 && node.tabIndex < 0 && !node.closest('mjx-container')
     && ['auto', 'scroll'].includes(getComputedStyle(node).overflowX)
     && node.checkVisibility()).map(node => node.outerHTML.slice(0, 80))"""
+# Words of a table that are broken because their column is narrower.
+BROKEN_WORDS = """() => {
+    const broken = [], range = document.createRange();
+    for (const cell of document.querySelectorAll('main :is(td, th)')) {
+        const texts = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT);
+        while (texts.nextNode()) {
+            if (texts.currentNode.parentElement.closest('mjx-container, script, style')) continue;
+            for (const word of texts.currentNode.data.matchAll(/[^\\s\\-–—/]{2,}/g)) {
+                range.setStart(texts.currentNode, word.index);
+                range.setEnd(texts.currentNode, word.index + word[0].length);
+                if (new Set([...range.getClientRects()].map(box => Math.round(box.top))).size > 1) broken.push(word[0]);
+            }
+        }
+    }
+    return broken;
+}"""
+# Wide equations that one first sees from their middle or their end.
+HIDDEN_START = """() => [...document.querySelectorAll('div.math')].filter(box =>
+    [...box.children].some(part => part.getBoundingClientRect().left < box.getBoundingClientRect().left - 1)
+).map(box => box.textContent.trim().slice(0, 60))"""
+# Figures that are wider than their box and do not say so.
+SILENT_FIGURES = """() => [...document.querySelectorAll('figure')].filter(figure =>
+    figure.scrollWidth > figure.clientWidth + 1
+    && !/swipe/.test(getComputedStyle(figure.querySelector('figcaption') ?? figure, '::before').content)
+).map(figure => figure.id || figure.outerHTML.slice(0, 80))"""
 # Code and formulas are nine tenths of a page's nodes: axe gets one token of each kind, and formulas as read aloud.
 THIN = """() => {
     const seen = new Set();
@@ -99,23 +120,19 @@ def served(folder):
 
 
 @pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("no Chromium: apt install chromium")
+def browser(chromium):
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
         yield browser
         browser.close()
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory):
+def site(built, tmp_path_factory):
     """The address of the built site, served from a folder of a host as most hosts do."""
-    if not SITE.is_dir():
-        pytest.skip("no site: make book")
     host = tmp_path_factory.mktemp("host")
     (host / "some").mkdir()
-    (host / "some" / "book").symlink_to(SITE)
+    (host / "some" / "book").symlink_to(built / "html")
     with served(host) as address:
         yield f"{address}/some/book"
 
@@ -164,6 +181,11 @@ def visit(page, address, widths=WIDTHS):
         if page.evaluate(UNREACHABLE):
             page.wait_for_timeout(1000)  # the theme looks again some time after a change of width
         problems += [f"at {width} px: scrolls, but not by keyboard: {node}" for node in page.evaluate(UNREACHABLE)]
+        problems += [f"at {width} px: a table breaks the word {word}" for word in page.evaluate(BROKEN_WORDS)]
+        problems += [
+            f"at {width} px: an equation opens past its start: {start}" for start in page.evaluate(HIDDEN_START)
+        ]
+        problems += [f"at {width} px: a figure scrolls and is silent: {name}" for name in page.evaluate(SILENT_FIGURES)]
     page.evaluate(THIN)
     page.evaluate(Axe().axe_script)
     for width in reversed(widths):
@@ -202,9 +224,9 @@ def overweight(weighed):
     return [name for name, (first, then) in weighed.items() if first > FIRST_KIB or then > NEXT_KIB]
 
 
-def test_every_page_is_sound(browser, site, capsys):
-    problems, chapters = [], {}
-    names = sorted(path.relative_to(SITE).as_posix() for path in SITE.rglob("*.html"))
+def test_every_page_is_sound(browser, site, built, capsys):
+    folder, problems, chapters = built / "html", [], {}
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.html"))
     names = [name for name in names if not name.startswith("_static/") and name != "index.html"]  # it only leads on
     with a_page(browser, WIDTHS[0]) as page:
         for name in names:
@@ -212,7 +234,7 @@ def test_every_page_is_sound(browser, site, capsys):
             problems += [f"{name} {problem}" for problem in found.problems]
             if name.startswith("notebooks/"):
                 chapters[name] = {address.replace(f"{site}/", "http://site/") for address in found.files}
-    weighed = weights(chapters, SITE)
+    weighed = weights(chapters, folder)
     with capsys.disabled():
         print(f"\n{len(names)} pages in Chromium; gzip, KiB, first visit (at most {FIRST_KIB}) and next ({NEXT_KIB}):")
         for name, (first, then) in weighed.items():
@@ -265,12 +287,10 @@ def test_figures_follow_the_switch_of_the_theme_against_the_system(browser, site
             assert corner < 0.15 if chosen == "dark" else corner > 0.95
 
 
-def test_it_opens_from_disk(browser):
-    if not SITE.is_dir():
-        pytest.skip("no site: make book")
+def test_it_opens_from_disk(browser, built):
     with a_page(browser, 1280) as page:
         for name in ["book/index.html", "notebooks/02_partition_functions.html", "search.html"]:
-            found = visit(page, (SITE / name).as_uri(), widths=[])
+            found = visit(page, (built / "html" / name).as_uri(), widths=[])
             assert not found.problems
             assert found.files
 
@@ -288,6 +308,21 @@ BROKEN = [
     ("not rendered", '<span class="math">\\(x\\)</span>'),
     ("sideways", '<p style="width: 2000px">x</p>'),
     ("keyboard", '<div style="overflow-x: auto"><p style="width: 2000px">x</p></div>'),
+    (
+        "a table breaks the word",
+        '<table style="width: 2em; table-layout: fixed"><tr><td>'
+        '<p style="overflow-wrap: anywhere">partition</p></td></tr></table>',
+    ),
+    (
+        "an equation opens past its start",
+        '<div class="math" tabindex="0" style="display: flex; flex-direction: '
+        'row-reverse; overflow-x: auto"><mjx-container style="min-width: 900px"><math>x</math></mjx-container></div>',
+    ),
+    (
+        "a figure scrolls and is silent",
+        '<figure tabindex="0" style="overflow-x: auto"><img alt="a" src="a.svg" '
+        'style="width: 900px"><figcaption>x</figcaption></figure>',
+    ),
     ("any theme, axe image-alt", '<img src="a.svg">'),
     ("dark theme, axe color-contrast", "<style>html[data-theme=dark] p {color: #eee}</style><p>pale</p>"),
     (

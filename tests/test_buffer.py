@@ -113,3 +113,48 @@ def test_bad_input_is_named():
     with pytest.raises(ValueError, match=r"has shape \(5, 2\); the saved one \(6, 2\)"):
         buffer.load_state_dict(ReplayBuffer(numbered(6), fresh).state_dict())
     assert torch.equal(buffer.x, numbered(5)), "a refused state was stored"
+
+
+def test_a_state_is_checked_as_it_would_be_stored():
+    single = ReplayBuffer(numbered(3), fresh)
+    with pytest.raises(ValueError, match="state 1 of 2 is not finite, as torch.float32"):
+        single.write(torch.tensor([0, 1]), torch.tensor([[1.0, 1.0], [1e300, 0.0]], dtype=torch.float64))
+    whole = ReplayBuffer(numbered(3).long(), lambda n: torch.full((n, 2), 0.5), 1.0)
+    with pytest.raises(ValueError, match="a buffer of torch.int64 cannot hold states of torch.float32"):
+        whole.write(torch.tensor([0]), torch.full((1, 2), 0.7))
+    with pytest.raises(ValueError, match="torch.int64 cannot hold states of torch.float32"):
+        whole.draw(2)
+    double = ReplayBuffer(numbered(3).double() * 1e300, fresh).state_dict()
+    with pytest.raises(ValueError, match="state 1 of 3 is not finite, as torch.float32"):
+        single.load_state_dict(double)
+    assert torch.equal(single.x, numbered(3)) and torch.equal(whole.x, numbered(3).long())
+
+
+def test_nothing_is_broadcast():
+    buffer = ReplayBuffer(numbered(5), lambda n: torch.zeros(1, 2), 1.0)
+    with pytest.raises(ValueError, match=r"fresh\(3\) must return 3 states; got 1"):
+        buffer.draw(3)
+    with pytest.raises(ValueError, match=r"index must be \(n,\).*got \(2, 1\) and 2"):
+        buffer.write(torch.tensor([[0], [1]]), numbered(2))
+
+
+def test_no_graph_comes_in_with_fresh_states():
+    w = torch.ones(2, requires_grad=True)
+    assert not ReplayBuffer(numbered(5), lambda n: w.expand(n, 2), 1.0).draw(3)[1].requires_grad
+
+
+def test_states_that_are_numbers_and_empty_writes():
+    buffer = ReplayBuffer(torch.arange(4.0), lambda n: torch.zeros(n))
+    buffer.write(torch.tensor([], dtype=torch.long), torch.zeros(0))
+    buffer.write(torch.tensor([2]), torch.tensor([7.0]))
+    assert buffer.x.tolist() == [0, 1, 7, 3]
+    with pytest.raises(ValueError, match="between 1 and 4, the size of the buffer; got 0"):
+        buffer.draw(0)
+
+
+def test_a_refused_state_changes_nothing():
+    buffer = ReplayBuffer(numbered(5), fresh, generator=generator())
+    saved = buffer.state_dict() | {"x": numbered(5) + 1, "generator": torch.zeros(3, dtype=torch.uint8)}
+    with pytest.raises(RuntimeError):
+        buffer.load_state_dict(saved)
+    assert torch.equal(buffer.x, numbered(5))

@@ -28,7 +28,8 @@ def notebook_of(*cells):
     removed = new_code_cell("1", metadata={"tags": ["remove-cell"], "execution": TIMES})  # its index still counts
     metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     metadata["language_info"] = {"name": "python", "pygments_lexer": "ipython3"}
-    opening = [new_markdown_cell("# 1. Made up"), removed, new_markdown_cell("Text.")]
+    first = new_markdown_cell("# 1. Made up\n\nYou will show\n\n- that it is so.")
+    opening = [first, removed, new_markdown_cell("Text.")]
     return new_notebook(cells=[*opening, *cells], metadata=metadata)
 
 
@@ -95,6 +96,7 @@ def test_the_page_links_each_claim_to_its_cell(tmp_path):
     chapter = BeautifulSoup((out / "notebooks" / "01_made_up.html").read_text("utf-8"), "html.parser")
     assert "Claim: two and two" in chapter.find(id="check-ab12").get_text()
     assert len(chapter.select("[id^=check-]")) == 1
+    assert "that it is so. Running time: 4 s" in " ".join(chapter.select_one("article, section").get_text().split())
 
 
 def test_a_site_with_a_claim_that_measures_nothing_is_not_built(tmp_path):

@@ -7,7 +7,8 @@ import torch
 from torch.distributions import Normal
 
 from ebmlib.conditional import conditional_log_prob, grid_quantiles, held, marginal
-from ebmlib.energies import GaussianEnergy, GaussianMixtureEnergy
+from ebmlib.energies import GaussianEnergy, GaussianMixtureEnergy, energy_and_grad, evaluate, score
+from ebmlib.networks import MLPEnergy
 from ebmlib.samplers import MALA, trace
 
 F64 = torch.float64
@@ -113,3 +114,67 @@ def test_bad_input_is_named():
         grid_quantiles(points, log_p, [0.5, 1.0])
     with pytest.raises(ValueError, match=r"got \(20, 5\), \(4,\)"):
         grid_quantiles(points[:4], log_p, [0.5])
+
+
+def test_integers_are_refused_and_points_have_the_dtype_of_x():
+    missing, points = torch.tensor([True, False, False]), torch.linspace(-1, 1, 5, dtype=F64)
+    with pytest.raises(ValueError, match=r"floating point, .*got torch.int64 \(20, 3\)"):
+        conditional_log_prob(ENERGY, X.long(), 0, points)
+    with pytest.raises(ValueError, match=r"floating point, .*got torch.int64 \(20, 3\)"):
+        held(ENERGY, X.long(), missing)
+    for bad in (torch.arange(5), points.float()):
+        with pytest.raises(ValueError, match=f"dtype of x, torch.float64; got {bad.dtype}"):
+            conditional_log_prob(ENERGY, X, 0, bad)
+
+
+def test_empty_batches_are_named():
+    missing, points = torch.tensor([True, False, False]), torch.linspace(-1, 1, 5, dtype=F64)
+    for call in (lambda x: held(ENERGY, x, missing), lambda x: conditional_log_prob(ENERGY, x, 0, points)):
+        with pytest.raises(ValueError, match=r"at least one row; got torch.float64 \(0, 3\)"):
+            call(X[:0])
+        with pytest.raises(ValueError, match=r"at least one row; got torch.float64 \(3,\)"):
+            call(X[0])
+
+
+def test_several_energies_a_row_are_an_error():
+    several, points = MLPEnergy(3, (4,), n_out=2).double(), torch.linspace(-1, 1, 5, dtype=F64)
+    energy = held(several, X, torch.tensor([True, False, False]))
+    for call in (
+        energy,
+        lambda x: score(energy, x),
+        lambda x: energy_and_grad(energy, x),
+        lambda x: evaluate(energy, x),
+    ):
+        with pytest.raises(ValueError, match=r"must return shape \(20,\), one value a row; got \(20, 2\)"):
+            call(X)
+    with pytest.raises(ValueError, match=r"one value a row; got \(100, 2\)"):
+        conditional_log_prob(several, X, 0, points)
+
+
+def test_no_graph_and_no_other_device():
+    x = X.clone().requires_grad_()
+    points = torch.linspace(-9, 9, 301, dtype=F64, requires_grad=True)
+    with torch.device("meta"):
+        log_p = conditional_log_prob(ENERGY, x, 0, points)
+        medians = grid_quantiles(points.detach(), log_p, [0.5])
+        e = held(ENERGY, X, torch.tensor([True, False, False], device="cpu"))(X)
+    assert not log_p.requires_grad
+    assert {t.device.type for t in (log_p, medians, e)} == {"cpu"}
+    torch.testing.assert_close(e, ENERGY(X), rtol=0, atol=0)
+
+
+def test_densities_without_a_number_or_a_mass_have_no_quantiles():
+    points, log_p = torch.linspace(0, 4, 5, dtype=F64), torch.full((3, 5), -math.log(4), dtype=F64)
+    for bad, named in ((math.nan, "nan"), (math.inf, "inf")):
+        log_p[1, 2] = bad
+        with pytest.raises(ValueError, match=f"row 1 sum to {named}"):
+            grid_quantiles(points, log_p, [0.5])
+    log_p[1] = -math.inf
+    with pytest.raises(ValueError, match=r"row 1 sum to 0\.0"):
+        grid_quantiles(points, log_p, [0.5])
+    with pytest.raises(ValueError, match="points must increase"):
+        grid_quantiles(points.flip(0), log_p[:1], [0.5])
+    for ends in ((math.nan, 4.0), (0.0, math.inf)):
+        points[0], points[-1] = ends
+        with pytest.raises(ValueError, match="points must increase"):
+            conditional_log_prob(ENERGY, X, 0, points)

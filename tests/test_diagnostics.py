@@ -4,10 +4,8 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from ebmlib.diagnostics import Check, checklist, energy_gap, stein_check, summarize, weight_ess
+from ebmlib.diagnostics import Check, checklist, energy_gap, stein_check, summarize
 from ebmlib.energies import GaussianEnergy, GaussianMixtureEnergy
 
 F64 = torch.float64
@@ -67,6 +65,62 @@ def test_chains_without_an_answer_are_named():
         summarize(x.index_put((torch.tensor(3), torch.tensor(2)), torch.tensor(math.nan, dtype=F64)))
     with pytest.raises(ValueError, match="coordinate 1 of 2 has one value in all draws"):
         summarize(torch.cat([x, torch.ones_like(x)], 2))
+
+
+@pytest.mark.parametrize("n_chains", [2, 50, 200])
+def test_a_chain_that_never_moves_is_named(n_chains):
+    x = torch.randn(100, n_chains, 2, generator=torch.Generator().manual_seed(0))
+    one = x.clone()
+    one[:, 1, 1] = x[0, 1, 1]  # in one coordinate
+    with pytest.raises(ValueError, match="chain 1 never moves: its coordinate 1 is"):
+        summarize(one)
+    x[:, -1] = x[0, -1]
+    for chains in (x, x[..., 0], 1e-6 * x, (x > 0).float()):
+        with pytest.raises(ValueError, match=f"chain {n_chains - 1} never moves: its coordinate 0 is"):
+            summarize(chains)
+    with pytest.raises(ValueError, match="coordinate 0 of 2 never moves, in no chain"):
+        summarize(x[:1].expand(100, -1, -1))
+
+
+def test_an_indicator_may_stay_the_same_beside_a_coordinate_that_moves():
+    x = autoregressive(0.0, n_draws=100)
+    rare = (x > 2.2).double()
+    assert (rare == rare[0]).all(0).any() and not (rare == rare[0]).all()
+    with pytest.raises(ValueError, match="never moves"):
+        summarize(rare)
+    assert summarize(torch.cat([rare, x], 2)).mean[0] == rare.mean()
+
+
+@pytest.mark.parametrize("equal", [[0, 1, 2, 3], [1, 3], [0, 2]])
+def test_equal_chains_are_named(equal):
+    x = autoregressive(0.5, n_draws=200, n_chains=4)
+    x[:, equal] = x[:, equal[:1]]
+    for chains in (x, (x > 0).double(), torch.cat([x, x.square()], 2)):
+        with pytest.raises(ValueError, match=rf"chains \{equal} are equal"):
+            summarize(chains)
+    assert summarize(torch.cat([x[:, :1], x[:, :1].roll(1, 0)], 1)).r_hat < 1.01, "a lag is not looked for"
+
+
+def test_chains_that_start_apart_and_share_their_seed_are_named():
+    x, draws = torch.tensor([[-3.0], [0.0], [3.0]], dtype=F64), []
+    g = torch.Generator().manual_seed(0)
+    for _ in range(1000):
+        x = 0.8 * x + 0.6 * torch.randn(1, dtype=F64, generator=g)
+        draws.append(x)
+    with pytest.raises(ValueError, match=r"chains \[0, 1, 2\] are equal in all draws of the second half"):
+        summarize(torch.stack(draws))
+
+
+def test_summarize_takes_any_precision_and_default_device():
+    x = torch.randn(60, 4, 2, generator=torch.Generator().manual_seed(0)).half()
+    expected = summarize(x.double())
+    with torch.device("meta"):
+        for chains in (x, x.double().requires_grad_()):
+            assert all(torch.equal(a, b) for a, b in zip(summarize(chains), expected, strict=True))
+    whole = torch.randint(9, (60, 4), generator=torch.Generator().manual_seed(0))
+    assert summarize(whole).mean == whole.double().mean()
+    with pytest.raises(ValueError, match=r"got \(60, 4, 0\)"):
+        summarize(x[..., :0])
 
 
 def test_energy_gap_is_zero_on_average_and_has_its_sign_and_its_error():
@@ -168,20 +222,3 @@ def test_chains_that_cannot_be_judged_are_named(judge):
         judge(standard_normal(1), autoregressive(0.0, n_draws=3))
     with pytest.raises(ValueError, match="an energy must return shape"):
         judge(lambda x: x, autoregressive(0.0, n_draws=10))
-
-
-@given(n=st.integers(1, 50), shift=st.floats(-1e4, 1e4))
-def test_weight_ess_of_equal_weights_is_their_number(n, shift):
-    assert weight_ess(torch.full((n,), shift)) == pytest.approx(n, rel=1e-6)
-
-
-def test_weight_ess_of_unequal_weights():
-    w = torch.tensor([1.0, 2.0, 3.0], dtype=F64)
-    assert weight_ess(w.log() + 900) == pytest.approx(36 / 14, rel=1e-9)
-    assert weight_ess(torch.tensor([0.0, -math.inf, -800.0])) == pytest.approx(1.0)
-
-
-@pytest.mark.parametrize("bad", [[math.nan, 0.0], [math.inf, 0.0], [-math.inf, -math.inf], [[0.0, 1.0]]])
-def test_weights_that_are_none_are_named(bad):
-    with pytest.raises(ValueError, match="finite largest value; got tensor"):
-        weight_ess(torch.tensor(bad))

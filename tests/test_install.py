@@ -20,12 +20,15 @@ for name in ("numpy", "torch"):
 """
 USE = """
 import importlib, pkgutil
-import ebmlib.datasets
+import ebmlib.datasets, ebmlib.notebook
+from pathlib import Path
 names = sorted(module.name for module in pkgutil.iter_modules(ebmlib.__path__))
 for name in names:
     importlib.import_module(f"ebmlib.{name}")
 assert len(ebmlib.datasets.wine_quality("white")) == 4898
-print(ebmlib.__file__, *names)
+for path in (Path(ebmlib.__file__).parent / "data" / "results").glob("*.json"):
+    ebmlib.notebook.benchmark_results(path.stem)
+print("USE", ebmlib.__file__, *names)
 """
 
 
@@ -89,7 +92,11 @@ def test_the_install_cell_adds_ebmlib_and_touches_nothing_else(python, clone):
     added = {path.name for path in site_packages.iterdir()} - had
     assert {name.partition("-")[0] for name in added} == {"ebmlib"}, f"{printed}\nit added {added}"
     assert run(str(python), "-c", STATE) == before, "torch or numpy has changed"
-    where, *modules = run(str(python), "-c", USE).split()
+    provenance, _, used = run(str(python), "-c", USE).rpartition("USE ")
+    where, *modules = used.split()
+    results = list((ROOT / "ebmlib" / "data" / "results").glob("*.json"))
+    assert provenance.count("s of CPU") == len(results) > 0, "what benchmarks gave is there without the repository"
+    assert "not here to compare: tests/benchmarks/" in provenance
     assert Path(where).parent == site_packages / "ebmlib"
     assert modules == sorted(path.stem for path in (ROOT / "ebmlib").glob("*.py") if path.stem != "__init__")
     assert install(python, clone, install_cell()) == "", "where ebmlib is there, the cell does nothing"
@@ -101,21 +108,17 @@ def test_without_no_deps_the_install_cell_would_reach_for_numpy(python, clone):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_the_install_cell_is_not_on_the_page_and_is_in_the_download(path):
-    page = ROOT / "build" / "html" / "notebooks" / f"{path.stem}.html"
-    if page.exists():
-        text = page.read_text("utf-8")
-        assert "find_spec" not in text and "%pip" not in text
-        download = ROOT / "build" / "html" / "_sources" / "notebooks" / path.name
-        assert f'href="../_sources/notebooks/{path.name}"' in text
-        assert any(cell.source == install_cell() for cell in nbformat.read(download, as_version=4).cells)
+def test_the_install_cell_is_not_on_the_page_and_is_in_the_download(path, built):
+    text = (built / "html" / "notebooks" / f"{path.stem}.html").read_text("utf-8")
+    assert "find_spec" not in text and "%pip" not in text
+    assert f'href="../_sources/notebooks/{path.name}"' in text
+    download = nbformat.read(built / "html" / "_sources" / "notebooks" / path.name, as_version=4)
+    assert any(cell.source == install_cell() for cell in download.cells)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_the_page_opens_its_notebook_on_colab_and_binder(path):
-    page = ROOT / "build" / "html" / "notebooks" / f"{path.stem}.html"
-    if page.exists():
-        slug = repository().removeprefix("https://github.com/")
-        text = page.read_text("utf-8")
-        assert f'href="https://colab.research.google.com/github/{slug}/blob/main/notebooks/{path.name}"' in text
-        assert f'href="https://mybinder.org/v2/gh/{slug}/main?urlpath=lab/tree/notebooks/{path.name}"' in text
+def test_the_page_opens_its_notebook_on_colab_and_binder(path, built):
+    slug = repository().removeprefix("https://github.com/")
+    text = (built / "html" / "notebooks" / f"{path.stem}.html").read_text("utf-8")
+    assert f'href="https://colab.research.google.com/github/{slug}/blob/main/notebooks/{path.name}"' in text
+    assert f'href="https://mybinder.org/v2/gh/{slug}/main?urlpath=lab/tree/notebooks/{path.name}"' in text

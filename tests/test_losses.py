@@ -15,6 +15,7 @@ from ebmlib.losses import (
     nce_from_logits,
     noise_contrastive,
 )
+from ebmlib.networks import MLPEnergy
 
 F64 = torch.float64
 
@@ -39,7 +40,7 @@ def test_undecided_classifier(nu):
 def test_loss_is_the_negative_log_posterior_of_the_classes(truth, noise):
     """The Bayes posterior of 'data' at prior odds 1 : ν, written out from the densities."""
     x_data, x_noise = truth.sample((30,)), noise.sample((90,))
-    loss = noise_contrastive(truth, torch.tensor(truth.log_z, dtype=F64), x_data, x_noise, noise)
+    loss = noise_contrastive(truth, truth.log_z, x_data, x_noise, noise)
     p, q = (lambda x: truth.log_prob(x).exp()), (lambda x: noise.log_prob(x).exp())
     is_data, is_noise = p(x_data) / (p(x_data) + 3 * q(x_data)), 3 * q(x_noise) / (p(x_noise) + 3 * q(x_noise))
     expected = -is_data.log().mean() - 3 * is_noise.log().mean()
@@ -66,7 +67,7 @@ def test_gradient_vanishes_at_the_truth_and_the_constant_finds_log_z(truth, nois
     miss, hit = torch.sigmoid(math.log(5) - u), torch.sigmoid(v - math.log(5))
     slope = (miss * (1 - miss)).mean() + 5 * (hit * (1 - hit)).mean()
     std_error = (miss.var() / n + 25 * hit.var() / (5 * n)).sqrt() / slope
-    z = (log_z.item() - truth.log_z) / std_error
+    z = (log_z - truth.log_z).item() / std_error
     assert abs(z) < 4.5, f"z = {z:.2f}, standard error {std_error:.4f}: a false alarm has chance 7e-6"
     assert std_error < 0.02
 
@@ -162,3 +163,78 @@ def test_bad_energies_are_named_in_both_terms():
             loss(lambda x: x[:, 0], x, bad)
         with pytest.raises(ValueError, match=r"one value a row; got \(3, 1\)"):
             loss(lambda x: x, x, x)
+
+
+def test_empty_batches_are_named(truth, noise):
+    x, empty = truth.sample((4,)), torch.zeros(0, 2, dtype=F64)
+    log_z = torch.zeros(())
+    for a, b, name in ((empty, x, "x_data"), (x, empty, "x_noise")):
+        with pytest.raises(ValueError, match=rf"{name} is empty: \(0, 2\)"):
+            noise_contrastive(truth, log_z, a, b, noise)
+    for loss in (contrastive_divergence, energy_penalty):
+        for a, b, name in ((empty, x, "x_data"), (x, empty, "x_model")):
+            with pytest.raises(ValueError, match=rf"{name} is empty: \(0, 2\)"):
+                loss(truth, a, b)
+    with pytest.raises(ValueError, match=r"x_data is empty: \(0, 2\)"):
+        conditional_noise_contrastive(truth, empty, 0.5)
+    for a, b, name in ((empty[:, 0], x[:, 0], "data"), (x[:, 0], empty[:, 0], "noise")):
+        with pytest.raises(ValueError, match=rf"logits of {name} must be one a row, \(n,\); got \(0,\)"):
+            nce_from_logits(a, b, 1)
+
+
+def test_batches_of_one_have_a_loss(truth, noise):
+    x = torch.ones(1, 2, dtype=F64)
+    u = truth.log_prob(x) - noise.log_prob(x)
+    expected = torch.log1p(torch.exp(-u)) + torch.log1p(torch.exp(u))
+    assert noise_contrastive(truth, truth.log_z, x, x, noise).item() == pytest.approx(expected.item(), abs=1e-12)
+    assert contrastive_divergence(truth, x, 0 * x).item() == pytest.approx((truth(x) - truth(0 * x)).item(), abs=1e-12)
+
+
+def test_a_density_that_would_broadcast_is_named(truth, noise):
+    class Summed:
+        def __init__(self, shape):
+            self.shape = shape
+
+        def log_prob(self, x):
+            return noise.log_prob(x).sum().reshape(self.shape)
+
+    x = truth.sample((4,))
+    for shape in ((), (1,)):
+        with pytest.raises(ValueError, match=r"one log density a row, \(4,\); got \("):
+            noise_contrastive(truth, torch.zeros(()), x, x, Summed(shape))
+
+
+def test_what_is_infinite_or_an_integer_is_named(truth):
+    x = truth.sample((4,))
+    with pytest.raises(ValueError, match="nu must be positive; got inf"):
+        nce_from_logits(x[:, 0], x[:, 0], math.inf)
+    for bad in (math.inf, math.nan):
+        with pytest.raises(ValueError, match=f"std must be positive; got {bad}"):
+            conditional_noise_contrastive(lambda x: x[:, 0].tanh(), x, std=bad)
+    with pytest.raises(ValueError, match="floating point; got torch.int64"):
+        conditional_noise_contrastive(truth, torch.ones(4, 2, dtype=torch.int64), std=1.0)
+
+
+def test_several_energies_a_row_are_an_error(truth, noise):
+    x = truth.sample((3,))
+    several = MLPEnergy(2, (4,), n_out=3).double()
+    for loss in (
+        lambda: noise_contrastive(several, torch.zeros(()), x, x, noise),
+        lambda: conditional_noise_contrastive(several, x, 0.5),
+        lambda: contrastive_divergence(several, x, x),
+        lambda: energy_penalty(several, x, x),
+    ):
+        with pytest.raises(ValueError, match=r"must return shape \(3,\), one value a row; got \(3, 3\)"):
+            loss()
+
+
+def test_losses_stay_on_their_device(truth):
+    x = truth.sample((4,))
+    with torch.device("meta"):
+        for loss in (
+            conditional_noise_contrastive(truth, x, 0.5, nu=2),
+            contrastive_divergence(truth, x, x),
+            energy_penalty(truth, x, x),
+            noise_contrastive(truth, truth.log_z, x, x, truth),
+        ):
+            assert loss.device.type == "cpu" and loss.dtype == F64 and loss.isfinite()

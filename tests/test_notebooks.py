@@ -94,11 +94,12 @@ def test_every_figure_has_an_alternative_text(path):
     for cell in code_cells(path):
         if re.search(r"plt\.(subplots|figure)\(", cell.source):
             assert alternative_text(cell), f"cell {cell.id} draws: give it metadata mystnb.image.alt"
-    executed = ROOT / "build" / "executed" / path.name
-    if executed.exists():
-        for cell in code_cells(executed):
-            if any(mime.startswith("image/") for output in cell.outputs for mime in output.get("data", {})):
-                assert alternative_text(cell), f"cell {cell.id} shows an image: give it metadata mystnb.image.alt"
+
+
+def test_every_image_has_an_alternative_text(path, built):
+    for cell in code_cells(built / "executed" / path.name):
+        if any(mime.startswith("image/") for output in cell.outputs for mime in output.get("data", {})):
+            assert alternative_text(cell), f"cell {cell.id} shows an image: give it metadata mystnb.image.alt"
 
 
 def test_cells_are_short_and_import_by_name(path):
@@ -110,3 +111,43 @@ def test_cells_are_short_and_import_by_name(path):
         for node in ast.walk(ast.parse(python)):
             if isinstance(node, ast.ImportFrom):
                 assert all(alias.name != "*" for alias in node.names), f"cell {cell.id}: import {node.module} by name"
+
+
+def prose(path):
+    """Yield the text cells without links, formulas and code: what is left names things by words alone."""
+    for cell in read(path).cells:
+        if cell.cell_type == "markdown":
+            yield re.sub(r"\[[^\]]*\]\([^)]*\)|\$\$.*?\$\$|\$[^$]*\$|`[^`]*`", "", cell.source, flags=re.S)
+
+
+def test_a_chapter_is_named_by_a_link_or_said_to_be_planned(path):
+    written = {int(other.stem[:2]) for other in NOTEBOOKS}
+    for text in prose(path):
+        for match in re.finditer(r"\b[Cc]hapters?\s+(\d+(?:\s*(?:,|and|or|to|–|-)\s*\d+)*)(\s*\(planned\))?", text):
+            numbers = {int(number) for number in re.findall(r"\d+", match[1])}
+            assert not numbers & written, f"{match[0]!r}: name a chapter that exists by a link to its notebook"
+            assert match[2], f"{match[0]!r}: say that it is planned"
+
+
+def test_the_prose_names_no_running_time(path):
+    """The site shows the measured one."""
+    times = r"running time|(?:about|some|in|takes?) (?:\w+ ){0,2}(?:seconds|minutes)\b|on (?:two|one) (?:CPU )?cores?"
+    for text in prose(path):
+        match = re.search(times, text, re.I)
+        assert not match, f"{match[0]!r} goes stale"
+
+
+def test_sections_carry_no_numbers(path):
+    for text in prose(path):
+        assert not re.search(r"^##+ \d", text, re.M), "a number in a heading: the others have none"
+
+
+def test_what_is_folded_is_a_solution(path):
+    """The site folds cells tagged hide-cell under the word Solution."""
+    heading = ""
+    for cell in read(path).cells:
+        if cell.cell_type == "markdown":
+            headings = re.findall(r"^#+ (.*)", cell.source, re.M)
+            heading = headings[-1] if headings else heading
+        elif "hide-cell" in tags(cell):
+            assert heading.startswith("Exercise"), f"cell {cell.id} is folded under {heading!r}"

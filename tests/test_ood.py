@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy import stats
 
-from ebmlib.ood import conformal_threshold, evaluate_ood
+from ebmlib.ood import _measures, conformal_threshold, evaluate_ood, two_sided
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -50,6 +50,45 @@ def test_threshold_is_the_kth_smallest_energy():
 def test_alpha_is_what_is_written(n, alpha, k):
     """Rounding in (n + 1)(1 - α) must not cost a place: 100 · 0.29 is 28.999… in floating point."""
     assert conformal_threshold(torch.arange(1, n + 1), alpha) == k
+
+
+def test_a_computed_alpha_is_the_number_that_was_meant():
+    e = torch.arange(1, 10_001)
+    assert conformal_threshold(e[:9], 1 - 0.9) == 9 and conformal_threshold(e[:19], 1 - 0.9) == 18
+    for i in range(1, 1000):
+        meant = conformal_threshold(e[:999], i / 1000)
+        assert meant == 1000 - i
+        sums = [1 - (1 - i / 1000), sum([0.001] * i), (1 - (1000 - i) * 0.001), 0.3 + i / 1000 - 0.3, i * 1e-3]
+        assert {conformal_threshold(e[:999], alpha) for alpha in sums} == {meant}, f"alpha = {i}/1000"
+
+
+def test_fractions_that_no_decimal_writes_have_their_rank():
+    e = torch.arange(1, 1000)
+    for q in range(2, 60):
+        for p in range(1, q):
+            assert conformal_threshold(e[: q - 1], p / q) == q - p
+
+
+def test_an_alpha_near_a_fraction_is_not_taken_for_it():
+    e = torch.arange(1, 10)
+    assert conformal_threshold(e, 0.2 + 1e-12) == 8 and conformal_threshold(e, 0.2 - 1e-12) == 9
+    assert conformal_threshold(e, 1 - 1e-9) == 1, "the rate allowed is not one"
+    with pytest.raises(ValueError, match="needs at least 14285714 calibration energies"):
+        conformal_threshold(e, 7e-8)
+
+
+def test_the_default_device_plays_no_part():
+    e_in, e_out = normal(60), 1 + normal(60, seed=1)
+    expected = conformal_threshold(e_in, 0.1), evaluate_ood(e_in, e_out, n_bootstrap=40)
+    with torch.device("meta"):
+        assert (conformal_threshold(e_in, 0.1), evaluate_ood(e_in, e_out, n_bootstrap=40)) == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int64, torch.float32])
+def test_other_precisions_are_exact(dtype):
+    e_in, e_out = (10 * normal(60)).to(dtype), (5 + 10 * normal(60, seed=1)).to(dtype)
+    assert conformal_threshold(e_in, 0.1) == e_in.double().sort().values[54]
+    assert evaluate_ood(e_in, e_out, 40) == evaluate_ood(e_in.double(), e_out.double(), 40)
 
 
 def test_ties_only_lower_the_rate():
@@ -117,6 +156,13 @@ def test_fpr95_accepts_at_least_95_percent(n_in):
     assert evaluate_ood(e_in, e_out, n_bootstrap=40).fpr95 == pytest.approx(expected, abs=1e-12)
 
 
+def test_fpr95_accepts_at_least_95_percent_of_a_million():
+    """A share of 5 % and a millionth would accept one alarm too many."""
+    e_in = torch.arange(1_000_000.0, dtype=torch.float64)
+    e_out = torch.tensor([949_998.5, 949_999.5])  # 949,999 is the 950,000th smallest
+    assert _measures(e_in, e_out)[2] == 0.5
+
+
 def test_the_order_of_the_energies_is_all_that_counts():
     e_in, e_out = normal(100), 1 + normal(100, seed=1)
     report = evaluate_ood(e_in, e_out, n_bootstrap=40)
@@ -150,3 +196,46 @@ def test_equal_seeds_give_equal_intervals():
     other = evaluate_ood(e_in, e_out, n_bootstrap=40, seed=1)
     assert other.auroc == evaluate_ood(e_in, e_out, n_bootstrap=40).auroc
     assert other.auroc_interval != evaluate_ood(e_in, e_out, n_bootstrap=40).auroc_interval
+
+
+def test_two_sided_bounds_keep_the_promise_on_both_sides():
+    bounds = torch.tensor([two_sided(e, 0.1) for e in normal(5_000, 200)], dtype=torch.float64)
+    promised = 1 - math.ceil(201 * 0.95) / 201
+    for rates in (torch.special.ndtr(bounds[:, 0]), torch.special.ndtr(-bounds[:, 1])):
+        z = (rates.mean() - promised) / (rates.std() / len(rates) ** 0.5)
+        assert abs(z) < 4, f"{rates.mean()} is {z} standard errors off"
+    assert two_sided(torch.arange(1.0, 40.0), 0.1) == (2.0, 38.0)
+    with pytest.raises(ValueError, match="needs at least 39 calibration energies; got 38"):
+        two_sided(normal(38), 0.05)
+
+
+def test_groups_of_one_row_each_change_nothing():
+    e_in, e_out = normal(60), 1 + normal(40, seed=1)
+    alone = torch.arange(60), 60 + torch.arange(40)
+    assert evaluate_ood(e_in, e_out, 40, groups=alone) == evaluate_ood(e_in, e_out, 40)
+
+
+def paired(n: int, copies: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+    """Return energies of wines, of copies of them half a nat higher but for a little noise, and the wines' numbers."""
+    wines = normal(n, seed=seed)
+    labels = torch.arange(n)
+    out = wines.repeat(copies) + 0.5 + 0.1 * normal(n * copies, seed=seed + 1)
+    return wines, out, (labels, labels.repeat(copies))
+
+
+def test_the_interval_of_pairs_is_that_of_repeated_experiments():
+    """Drawn apart, wines and their own copies would seem to differ by chance, and do not: far too wide an interval."""
+    e_in, e_out, labels = paired(150, copies=5, seed=0)
+    spread = torch.tensor([_measures(*paired(150, 5, seed=2 * i + 10)[:2])[0] for i in range(200)]).std().item()
+    together, apart = evaluate_ood(e_in, e_out, groups=labels), evaluate_ood(e_in, e_out)
+    assert together[:3] == apart[:3]
+    widths = [(r.auroc_interval[1] - r.auroc_interval[0]) / (2 * 1.96) for r in (together, apart)]
+    assert widths[0] / spread == pytest.approx(1, abs=0.3)
+    assert widths[1] / spread > 1.5, "the test has no power"
+
+
+def test_groups_of_other_shapes_are_refused():
+    with pytest.raises(
+        ValueError, match=r"groups must be \(50,\) and \(40,\), one label a row; got \(50,\) and \(39,\)"
+    ):
+        evaluate_ood(normal(50), normal(40), groups=(torch.arange(50), torch.arange(39)))

@@ -1,13 +1,19 @@
 """What no page and no module shows: workflows, templates, the dev container, the citation, one version, one address."""
 
+import ast
 import json
+import os
 import re
+import shutil
+import subprocess
+import sysconfig
 import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
-from test_notebooks import NOTEBOOKS, repository
+from test_copyable import brought_by, third_party
+from test_notebooks import NOTEBOOKS, code_cells, repository
 
 import ebmlib
 
@@ -65,6 +71,85 @@ def test_the_site_is_published_after_its_tests():
     assert steps.index(".ci/run") < steps.index("actions/upload-pages-artifact")
 
 
+def test_a_commit_runs_once():
+    """A branch with a pull request would else run for the push and again for the request."""
+    for path in WORKFLOWS:
+        events = yaml.safe_load(path.read_text("utf-8"))[True]  # YAML reads `on` as true
+        if "push" in events:
+            assert events["push"] == {"branches": ["main"]}, path.name
+
+
+HOLLOW = """
+import pytest
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem):
+    return True
+"""
+
+
+def units(folder, *replacement):
+    """Run the tests by the workflow's command line in a bare copy: all fixtures, and of the tests no more than that.
+
+    A test that needs what is not there skips in a fixture (see the next test), so that bodies have no say.
+    """
+    copy = folder / "copy"
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    for name in listed.stdout.split("\0"):
+        if (ROOT / name).is_file():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, copy / name)
+    (folder / "hollow.py").write_text(HOLLOW, "utf-8")
+    job = yaml.safe_load((copy / ".github" / "workflows" / "ci.yml").read_text("utf-8"))["jobs"]["units"]
+    (step,) = [step for step in job["steps"] if step.get("run", "").startswith("pytest ")]
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
+    path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])
+    env = clean | step["env"] | {"PATH": path, "PYTHONPATH": f"{copy}:{folder}", "PYTEST_PLUGINS": "hollow"}
+    command = step["run"].replace(*replacement) if replacement else step["run"]
+    return subprocess.run(["bash", "-ec", command], cwd=copy, env=env, capture_output=True, text=True)
+
+
+def test_the_units_skip_nothing_where_nothing_is_built(tmp_path):
+    result = units(tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert re.search(r"^\d{3,} passed", result.stdout, re.MULTILINE), result.stdout
+
+
+def test_without_their_marker_the_units_would_fail(tmp_path):
+    result = units(tmp_path, '-m "not site and not browser"', "tests/test_install.py")
+    assert result.returncode == 1 and "CI skips none" in result.stdout, result.stdout + result.stderr
+
+
+def test_the_site_and_the_browser_have_one_road():
+    """Only conftest.py may skip or name the folder `build`: a test asks for its fixtures, and so gets their markers."""
+    for path in sorted((ROOT / "tests").glob("test_*.py")):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            name = getattr(node, "attr", getattr(node, "id", None))
+            assert name not in ("skip", "skipif", "importorskip", "xfail"), f"{path.name} skips by itself"
+            named = isinstance(node, ast.BinOp) and isinstance(node.right, ast.Constant) and node.right.value
+            assert named != "build", f"{path.name} goes to build/ by itself: use the fixture `built`"
+
+
+def test_the_units_span_the_versions_of_pytorch():
+    job = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text("utf-8"))["jobs"]["units"]
+    bounds = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["dependencies"]
+    (lowest,) = [bound.removeprefix("torch>=") for bound in bounds if bound.startswith("torch>=")]
+    newest = re.search(r"^torch==(\S+)", (ROOT / "requirements.txt").read_text("utf-8"), re.MULTILINE).group(1)
+    assert job["strategy"]["matrix"]["torch"] == [f"{lowest}.0", newest]
+
+
+def test_lower_bounds_do_not_contradict_each_other():
+    """pandas 2.2.0 and 2.2.1 ask for numpy below 2 on every Python that the book runs on."""
+    bounds = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["dependencies"]
+    lowest = {name: tuple(map(int, version.split("."))) for name, version in (bound.split(">=") for bound in bounds)}
+    assert lowest["pandas"] >= (2, 2, 2) or lowest["numpy"] < (2, 0)
+
+
 def test_the_weekly_link_check_never_blocks():
     jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "weekly.yml").read_text("utf-8"))["jobs"]
     assert jobs["links"]["continue-on-error"] is True
@@ -83,8 +168,31 @@ def test_issue_templates_are_complete(path):
 
 def test_the_dev_container_has_one_fixed_image():
     container = json.loads((ROOT / ".devcontainer" / "devcontainer.json").read_text("utf-8"))
-    assert re.fullmatch(r"mcr\.microsoft\.com/devcontainers/python:\d+-3\.11-\w+", container["image"])
+    major = re.fullmatch(r"mcr\.microsoft\.com/devcontainers/python:(\d+)-3\.11-\w+", container["image"]).group(1)
+    assert int(major) >= 3, "the images of the majors before 3 are frozen, and their apt-get update fails"
     assert "make .venv/.done" in container["postCreateCommand"]
+
+
+def test_binder_installs_what_the_notebooks_import_and_no_more():
+    """Its pins are those of requirements.txt, without the site's and the tests' packages."""
+    pinned = (ROOT / "requirements.txt").read_text("utf-8").partition("# the book's code\n")[2].partition("\n\n")[0]
+    lean = (ROOT / ".binder" / "requirements.txt").read_text("utf-8").splitlines()
+    assert [line for line in lean if not line.startswith(("#", "--"))] == pinned.splitlines()
+    packages = set(re.findall(r"^([\w-]+)==", pinned, re.MULTILINE))
+    for path in NOTEBOOKS:
+        cells = [re.sub(r"^(\s*)[%!].*", r"\1pass", cell.source, flags=re.MULTILINE) for cell in code_cells(path)]
+        imported = set().union(*(third_party(ast.parse(cell)) for cell in cells))
+        assert imported <= brought_by(packages), f"{path.name} imports {imported - brought_by(packages)}"
+    for path in (ROOT / "ebmlib").glob("*.py"):
+        imported = third_party(ast.parse(path.read_text("utf-8")))
+        assert imported <= brought_by(packages), f"{path.name} imports {imported - brought_by(packages)}"
+
+
+def test_every_file_is_read_by_its_encoding():
+    for path in [path for folder in ("ebmlib", "tests", "book") for path in (ROOT / folder).rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "read_text":
+                assert node.args or node.keywords, f"{path.relative_to(ROOT)}, line {node.lineno}: read_text('utf-8')"
 
 
 def test_version_and_address_are_the_same_everywhere():

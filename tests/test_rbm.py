@@ -5,7 +5,9 @@ import itertools
 import pytest
 import torch
 
-from ebmlib.rbm import RBM, BlockGibbs, SingleFlip, exact_log_z, sample_bits
+from ebmlib.energies import NotFinite
+from ebmlib.rbm import RBM, BlockGibbs, SingleFlip, State, exact_log_z, sample_bits
+from ebmlib.samplers import run, trace
 
 F64 = torch.float64
 
@@ -196,3 +198,78 @@ def test_bad_sizes_are_refused():
         exact_log_z(RBM(25, 30))
     with pytest.raises(ValueError, match="too large"):
         exact_log_z(machine(4, 3, scale=1e5))
+
+
+@pytest.mark.parametrize("name", ["weight", "visible_bias", "hidden_bias"])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_parameters_that_are_not_finite_are_named(name, bad):
+    rbm = machine(4, 3)
+    getattr(rbm, name).data.view(-1)[0] = bad
+    with pytest.raises(NotFinite, match=r"log Z is (nan|inf): parameters are not finite"):
+        exact_log_z(rbm)
+    with pytest.raises(NotFinite, match="the energy of row"):
+        run(SingleFlip(), rbm, torch.ones(5, 4, dtype=F64), 3)
+    if bad != bad:  # an infinite bias means a unit that is always on
+        for repeat in (run, trace):
+            with pytest.raises(NotFinite, match=r"after 10 steps of BlockGibbs\(\): the state of chain 0 of 5"):
+                repeat(BlockGibbs(), rbm, torch.zeros(5, 4, dtype=F64), 10)
+
+
+def test_a_unit_with_infinite_bias_is_always_on():
+    rbm = RBM.from_parameters(torch.zeros(2, 1), torch.tensor([torch.inf, -torch.inf]), torch.zeros(1))
+    assert run(BlockGibbs(), rbm, torch.zeros(5, 2), 3).tolist() == [[1, 0]] * 5
+
+
+def test_bits_of_nan_are_nan():
+    p = torch.tensor([0.0, torch.nan, 1.0])
+    torch.testing.assert_close(sample_bits(p), p, equal_nan=True)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, -torch.inf])
+def test_single_flip_names_an_energy_that_becomes_bad_on_its_way(bad):
+    """Good at the start, ∞ in row 0 and bad in row 1 after any flip."""
+
+    def energy(x):
+        moved = x.sum(1) > 0
+        return torch.where(moved, torch.tensor([torch.inf, bad]), 0.0)
+
+    with pytest.raises(NotFinite, match=f"the energy of row 1 of 2 is {bad}"):
+        run(SingleFlip(), energy, torch.zeros(2, 3), 1)
+
+
+def test_single_flip_never_enters_a_state_of_infinite_energy():
+    """All states but (1, 1, 1), each with the same probability."""
+    g = torch.Generator().manual_seed(6)
+    energy = lambda x: torch.where(x.sum(1) == 3, torch.inf, 0.0).double()  # noqa: E731
+    x = run(SingleFlip(), energy, torch.zeros(20_000, 3, dtype=F64), 60, g)
+    count = torch.bincount((x @ torch.tensor([1.0, 2, 4], dtype=F64)).long(), minlength=8)
+    assert count[7] == 0
+    z = (count[:7] / 20_000 - 1 / 7) / (6 / 49 / 20_000) ** 0.5
+    assert z.abs().max() < 5, f"z = {z}: a false alarm has chance 4e-6"
+    with pytest.raises(NotFinite, match="the energy of row 0 of 1 is inf"):
+        run(SingleFlip(), energy, torch.ones(1, 3, dtype=F64), 1)
+
+
+def test_energies_of_another_shape_are_refused():
+    x = torch.zeros(5, 6)
+    for energy in (lambda x: x.sum(1, keepdim=True), lambda x: x.sum()):
+        with pytest.raises(ValueError, match=r"must return shape \(5,\)"):
+            run(SingleFlip(), energy, x, 1)
+        with pytest.raises(ValueError, match=r"must return shape \(5,\)"):
+            SingleFlip().step(energy, State(x, torch.zeros(5)))
+
+
+@pytest.mark.parametrize("kernel", [BlockGibbs(), SingleFlip()])
+def test_empty_starts_are_refused_and_graphs_are_left_behind(kernel):
+    with pytest.raises(ValueError, match=r"not empty; got \(0, 3\)"):
+        kernel.init(RBM(3, 2), torch.zeros(0, 3))
+    assert not run(kernel, RBM(3, 2), torch.zeros(4, 3, requires_grad=True), 0).requires_grad
+    assert trace(kernel, RBM(3, 2), torch.zeros(4, 3, requires_grad=True), 2).x.shape == (2, 4, 3)
+
+
+def test_single_flip_takes_whole_numbers():
+    chains = trace(SingleFlip(), lambda x: x.sum(1).double(), torch.zeros(5, 6, dtype=torch.long), 4, thin=2)
+    assert chains.x.dtype == torch.long and chains.accept_prob.dtype == torch.float32
+    assert ((0 < chains.accept_prob) & (chains.accept_prob <= 1)).all()
+    with pytest.raises(ValueError, match=r"not empty; got \(5, 0\)"):
+        SingleFlip().init(lambda x: x.sum(1), torch.zeros(5, 0))

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from ebmlib import rbm_training
+from ebmlib.energies import NotFinite
 from ebmlib.rbm import RBM, BlockGibbs, exact_log_z
 from ebmlib.rbm_training import contrastive_epoch
 
@@ -54,6 +56,18 @@ def test_the_chains_take_k_gibbs_steps_from_data_or_from_where_they_were(persist
     assert z.abs().max() < 5, f"z = {z}"
 
 
+@pytest.mark.parametrize("persistent", [False, True])
+def test_biases_that_add_up_to_much_stay_on(persistent):
+    """Of the units that are on, the biases x·a or h·b add up to far below -40; the next x is all but certain."""
+    ones = torch.ones(3, 3, dtype=F64)
+    turns_off = RBM.from_parameters(20 * ones[:, :1], -30 * ones[0], 0 * ones[0, :1])  # x·a = -90; W h + a = -10
+    x_model = contrastive_epoch(turns_off, ones, 1e-9, ones if persistent else None, batch_size=3)
+    assert x_model.sum() == 0, "chance 4e-4"
+    stays = RBM.from_parameters(40 * ones[:1], 0 * ones[0, :1], -20 * ones[0])  # h·b = -60; xW + b = 20; W h = 120
+    contrastive_epoch(stays, ones[:, :1], 0.1, ones[:, :1] if persistent else None, batch_size=3)
+    torch.testing.assert_close(stays.hidden_bias.data, -20 * ones[0], rtol=0, atol=1e-6)
+
+
 def test_every_row_counts_once_and_the_last_batch_may_be_smaller():
     rbm, x = RBM(3, 2).double(), torch.ones(7, 3, dtype=F64)
     x_model = contrastive_epoch(rbm, x, 0.1, torch.zeros(4, 3, dtype=F64), batch_size=5)
@@ -101,9 +115,62 @@ def test_it_learns_a_distribution(persistent):
         ({"batch_size": -1}, "batch_size=-1"),
         ({"learning_rate": 0.0}, "learning_rate=0"),
         ({"learning_rate": float("nan")}, "learning_rate=nan"),
+        ({"learning_rate": float("inf")}, "learning_rate=inf"),
+        ({"chains": torch.zeros(0, 4)}, "0 chains"),
     ],
 )
 def test_bad_input_is_refused(change, message):
     good = {"rbm": machine(), "x_data": torch.zeros(3, 4), "learning_rate": 0.1}
     with pytest.raises(ValueError, match=message):
         contrastive_epoch(**(good | change))
+
+
+@pytest.mark.parametrize("name", ["weight", "visible_bias", "hidden_bias"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_parameters_that_are_not_finite_are_named(name, bad):
+    rbm = machine()
+    getattr(rbm, name).data.view(-1)[1] = bad
+    with pytest.raises(NotFinite, match="1 of 19 parameters are not finite before the epoch"):
+        contrastive_epoch(rbm, bits(6, 4), 0.1)
+
+
+@pytest.mark.parametrize("rate", [1e308, 1e300])
+def test_parameters_that_overflow_are_named_and_the_machine_stays(rate):
+    rbm = RBM(3, 2)
+    before = parameters(rbm)
+    x = torch.ones(40, 3)
+    with pytest.raises((NotFinite, RuntimeError), match="not finite after the epoch|without overflow"):
+        contrastive_epoch(rbm, x, rate, batch_size=2)
+    double = machine()
+    double.weight.data.fill_(1.7e308)
+    kept = parameters(double)
+    with pytest.raises(NotFinite, match="parameters are not finite after the epoch"):
+        contrastive_epoch(double, bits(40, 4), 1e308, torch.zeros(5, 4), batch_size=2)
+    for new, old in zip(parameters(rbm) + parameters(double), before + kept, strict=True):
+        assert torch.equal(new, old)
+
+
+@pytest.mark.parametrize("n_steps", [1, 2])
+@pytest.mark.parametrize("n_chains", [None, 7])
+def test_noise_in_pieces_is_new_noise(n_chains, n_steps, monkeypatch):
+    """With noise for one batch at a time, the chains still move as those of `BlockGibbs`: 5 z-scores, chance 3e-6."""
+    monkeypatch.setattr(rbm_training, "NOISE", 1)
+    rbm, x, g = machine(scale=2.0), bits(35, 4), torch.Generator().manual_seed(9)
+    if n_chains is None:
+        ends = [contrastive_epoch(rbm, x, 1e-12, None, n_steps, 7, g) for _ in range(2000)]
+        start, n_moves = x[-7:], n_steps
+    else:
+        start, n_moves = bits(7, 4, seed=1), 5 * n_steps
+        ends = [contrastive_epoch(rbm, x, 1e-12, start, n_steps, 7, g) for _ in range(2000)]
+    ends = torch.cat(ends)
+    state = BlockGibbs().init(rbm, start.repeat(2000, 1))
+    for _ in range(n_moves):
+        state, _ = BlockGibbs().step(rbm, state, g)
+    z = (ends.mean(0) - state.x.mean(0)) / ((ends.var(0) + state.x.var(0)) / len(ends)).sqrt()
+    assert z.abs().max() < 5, f"z = {z}"
+    assert len(ends.reshape(2000, -1).unique(dim=0)) > 100, "the same noise again and again"
+
+
+def test_what_comes_back_holds_no_noise():
+    ends = contrastive_epoch(machine(), bits(35, 4), 0.1, bits(7, 4))
+    assert ends.untyped_storage().nbytes() == 7 * 4 * 8

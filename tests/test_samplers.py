@@ -306,3 +306,37 @@ def test_a_diverged_proposal_is_never_accepted(kernel, value):
 def test_overflow_inside_a_trajectory_is_rejected(kernel):
     chains = trace(kernel, lambda x: x.pow(4).sum(1), torch.ones(50, 3), 5)
     assert (chains.x == 1).all() and (chains.accept_prob == 0).all()
+
+
+@pytest.mark.parametrize("make", [Langevin, MALA, lambda s: HMC(s, 3)])
+def test_an_infinite_step_is_named(make):
+    with pytest.raises(ValueError, match="step_size must be positive and finite.*step_size=inf"):
+        make(math.inf)
+
+
+@pytest.mark.parametrize("temperature", [math.inf, math.nan])
+def test_a_temperature_that_is_not_finite_is_named(temperature):
+    with pytest.raises(ValueError, match=f"temperature={temperature}"):
+        Langevin(0.1, temperature)
+
+
+def test_leapfrog_names_bad_sizes_and_returns_no_graph():
+    energy, x = TARGETS["mixture"], torch.ones(4, 2, dtype=F64, requires_grad=True)
+    v, grad = torch.ones(4, 2, dtype=F64, requires_grad=True), energy_and_grad(energy, x)[1]
+    assert not any(part.requires_grad for part in leapfrog(energy, x, v, grad, 0.1, 2))
+    with pytest.raises(ValueError, match="n_steps be at least 1; got .*, 0"):
+        leapfrog(energy, x, v, grad, 0.1, 0)
+    for wrong in ((v[:1], grad), (v, grad[:1])):
+        with pytest.raises(ValueError, match="shapes must agree"):
+            leapfrog(energy, x, *wrong, 0.1, 2)
+
+
+def test_a_step_by_hand_from_a_start_with_a_graph_keeps_none():
+    x = torch.ones(4, 2, dtype=F64, requires_grad=True)
+    assert not Langevin(0.1).step(TARGETS["mixture"], State(x))[0].x.requires_grad
+
+
+@pytest.mark.parametrize("kernel", [Langevin(0.1), MALA(0.1), HMC(0.1, 2)])
+def test_a_state_without_numbers_is_named(kernel):
+    with pytest.raises(ValueError, match=r"got torch.float32 \(3, 0\)"):
+        run(kernel, lambda x: x.sum(1), torch.zeros(3, 0), 1)

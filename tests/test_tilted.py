@@ -2,10 +2,11 @@
 
 import math
 
+import pytest
 import torch
-from torch.distributions import MultivariateNormal
+from torch.distributions import Independent, MultivariateNormal, Normal
 
-from ebmlib.energies import GaussianEnergy
+from ebmlib.energies import GaussianEnergy, evaluate, score
 from ebmlib.networks import MLPEnergy
 from ebmlib.partition import quadrature
 from ebmlib.tilted import TiltedEnergy
@@ -51,3 +52,22 @@ def test_a_base_that_is_a_module_is_frozen_and_lets_gradients_through_to_x():
     assert x.grad is not None and x.grad.abs().sum() > 0
     trainable = [name for name, p in tilted.named_parameters() if p.requires_grad]
     assert trainable and all(name.startswith("tilt.") for name in trainable)
+
+
+def test_what_would_broadcast_is_an_error():
+    base, x = MultivariateNormal(torch.zeros(2), torch.eye(2)), torch.zeros(3, 2)
+    for tilt, shape in ((MLPEnergy(2, (4,), n_out=3), "3, 3"), (lambda x: x[:, :1], "3, 1"), (lambda x: x.sum(), "")):
+        for call in (evaluate, score, lambda energy, x: energy(x)):
+            with pytest.raises(ValueError, match=rf"must return shape \(3,\), one value a row; got \({shape}\)"):
+                call(TiltedEnergy(base, tilt), x)
+    of_the_batch = Independent(Normal(torch.zeros(3, 2), 1.0), 2)
+    for base, shape in ((Normal(0.0, 1.0), "3, 2"), (of_the_batch, "")):
+        with pytest.raises(ValueError, match=rf"must return shape \(3,\), one value a row; got \({shape}\)"):
+            TiltedEnergy(base, lambda x: x[:, 0])(x)
+
+
+def test_dtype_and_device_are_those_of_x():
+    base = GaussianEnergy(torch.zeros(2, dtype=F64), torch.eye(2, dtype=F64))
+    with torch.device("meta"):
+        e = TiltedEnergy(base, lambda x: x[:, 0])(torch.ones(3, 2, dtype=F64, device="cpu"))
+    torch.testing.assert_close(e, torch.full((3,), 2 + math.log(2 * math.pi), dtype=F64))

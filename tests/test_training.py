@@ -1,13 +1,12 @@
 """The loop does what its docstring says, and stops where it must."""
 
 import math
-import pickle
 
 import pytest
 import torch
 from torch import nn
 
-from ebmlib.training import Divergence, load_checkpoint, minibatches, save_checkpoint, train
+from ebmlib.training import Divergence, minibatches, train
 
 
 def descend(loss_fn, n_steps, **kwargs):
@@ -108,61 +107,52 @@ def test_bad_counts_are_named():
         train(lambda b: w.sum(), torch.optim.SGD([w]), [torch.zeros(1)] * 2, 5)
 
 
-def a_run(seed: int):
-    """Return a small run with momentum, dropout, a schedule and a generator of its own, and its parts."""
-    torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
-    model = nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.5), nn.Linear(8, 1))
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)
-    batches = minibatches(torch.arange(30.0).reshape(10, 3), 3, generator)
-    parts = {
-        "model": model,
-        "optimizer": optimizer,
-        "scheduler": scheduler,
-        "batches": batches,
-        "generator": generator,
-    }
-
-    def advance(n_steps: int) -> list[float]:
-        noise = torch.randn(3, generator=generator)
-        return train(lambda x: (model(x) - noise).square().mean(), optimizer, batches, n_steps, scheduler)
-
-    return parts, advance
-
-
-def test_resuming_is_bit_equal(tmp_path):
-    parts, advance = a_run(seed=0)
-    advance(7)  # in the middle of a pass
-    save_checkpoint(tmp_path / "run.pt", parts)
-    onward = advance(10)
-    resumed, advance = a_run(seed=1)
-    load_checkpoint(tmp_path / "run.pt", resumed)
-    assert advance(10) == onward
-    for mine, theirs in zip(resumed["model"].parameters(), parts["model"].parameters(), strict=True):
-        assert torch.equal(mine, theirs)
-
-
-@pytest.mark.parametrize("left_out", ["model", "optimizer", "scheduler", "batches", "generator"])
-def test_resuming_without_a_part_is_an_error(tmp_path, left_out):
-    parts, _ = a_run(seed=0)
-    save_checkpoint(tmp_path / "run.pt", parts)
-    with pytest.raises(ValueError, match=f"holds .*'{left_out}'"):
-        load_checkpoint(tmp_path / "run.pt", {name: part for name, part in parts.items() if name != left_out})
-
-
-def test_a_checkpoint_runs_no_code(tmp_path):
-    class Trap:
-        def __reduce__(self):
-            return (pytest.fail, ("code in a checkpoint was run",))
-
-    torch.save({"parts": {"model": Trap()}, "random": {}}, tmp_path / "trap.pt")
-    with pytest.raises(pickle.UnpicklingError):
-        load_checkpoint(tmp_path / "trap.pt", {"model": nn.Linear(1, 1)})
-
-
 def test_batches_of_other_data_do_not_resume():
     batches = minibatches(torch.arange(10), 4)
     next(batches)
     with pytest.raises(ValueError, match="of 10 rows, the data have 12"):
         minibatches(torch.arange(12), 4).load_state_dict(batches.state_dict())
+
+
+@pytest.fixture
+def elsewhere():
+    """Another default device than the CPU: a tensor made without a device fails where it meets others."""
+    torch.set_default_device("meta")
+    yield
+    torch.set_default_device(None)
+
+
+def test_batches_do_not_depend_on_the_default_device(elsewhere):
+    x = torch.arange(10, device="cpu")
+    g = torch.Generator("cpu").manual_seed(0)
+    batches = minibatches(x, 5, g)
+    batch = torch.cat([next(batches), next(batches)])
+    assert batch.device.type == "cpu" and batch.sort().values.tolist() == list(range(10))
+    other = minibatches(x, 5, g)
+    other.load_state_dict(batches.state_dict())
+    assert next(other).device.type == "cpu"
+
+
+@pytest.mark.parametrize("max_grad_norm", [0.0, -1.0, math.nan])
+def test_a_norm_that_is_not_positive_is_named(max_grad_norm):
+    with pytest.raises(ValueError, match=f"max_grad_norm must be positive; got {max_grad_norm}"):
+        descend(lambda w, batch: w.sum(), 2, max_grad_norm=max_grad_norm)
+
+
+@pytest.mark.parametrize("lr", [math.inf, math.nan])
+def test_a_last_step_into_infinity_is_a_divergence(lr):
+    w = nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([w], lr=0.1)
+    optimizer.param_groups[0]["lr"] = lr
+    with pytest.raises(Divergence, match="step 0: after it, parameters are not finite"):
+        train(lambda batch: w.sum(), optimizer, minibatches(torch.zeros(4), 2), 1)
+
+
+def test_small_sizes_and_a_loss_without_the_parameters_are_named():
+    w, other = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
+    with pytest.raises(ValueError, match=r"step 1: the batch is empty, of shape \(0, 2\)"):
+        train(lambda b: w.sum() * b.mean(), torch.optim.SGD([w]), [torch.ones(3, 2), torch.ones(0, 2)], 2)
+    with pytest.raises(ValueError, match="step 0: the loss has no gradient for any parameter"):
+        train(lambda b: other.sum(), torch.optim.SGD([w]), [torch.ones(1)], 1)
+    with pytest.raises(ValueError, match="between 1 and 0, the number of rows; got 1"):
+        minibatches(torch.zeros(0, 2), 1)

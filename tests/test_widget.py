@@ -5,23 +5,22 @@ import html
 import json
 import math
 import re
-import shutil
 from contextlib import contextmanager
-from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import sync_playwright
 from torch import nn
+from torch.nn.utils import prune
 
+from ebmlib import widget
 from ebmlib.energies import GaussianEnergy, GaussianMixtureEnergy, energy_and_grad
 from ebmlib.networks import Confined, MLPEnergy
 from ebmlib.toys import eight_gaussians
 from ebmlib.widget import landscape
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-SITE = Path(__file__).resolve().parents[1] / "build" / "html"
 LOW, HIGH = (-4, -4), (4, 4)
 ROUND = GaussianEnergy(torch.zeros(2, dtype=torch.float64), torch.eye(2, dtype=torch.float64))
 SLANTED = GaussianEnergy(
@@ -93,6 +92,56 @@ def test_other_energies_are_a_type_error(energy):
         landscape(energy, LOW, HIGH)
 
 
+def hooked(kind):
+    energy = network((8,))
+    if kind == "hook":
+        energy.register_forward_hook(lambda module, inputs, e: 10 * e)
+    elif kind == "pre-hook":
+        energy.net[0].register_forward_pre_hook(lambda module, inputs: (10 * inputs[0],))
+    elif kind == "pruned":
+        prune.l1_unstructured(energy.net[0], "weight", 0.5)
+    else:
+        energy.forward = lambda x: x.square().sum(1)
+    return energy
+
+
+@pytest.mark.parametrize("kind", ["hook", "pre-hook", "pruned", "replaced"])
+def test_a_network_that_does_more_than_its_weights_say_is_a_type_error(kind):
+    for energy in (hooked(kind), Confined(hooked(kind), 2.0)):
+        with pytest.raises(TypeError, match="has a hook or a forward of its own"):
+            landscape(energy, LOW, HIGH)
+
+
+@pytest.mark.parametrize("name", ["offset", "std"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_number_that_is_not_finite_is_named(name, bad):
+    wells = GaussianMixtureEnergy(CENTRES, 0.7)
+    setattr(wells, name, bad)
+    with pytest.raises(ValueError, match=f"the energy has a parameter that is {bad}"):
+        landscape(wells, LOW, HIGH)
+
+
+def test_numbers_of_other_types_and_devices_arrive(monkeypatch):
+    options = {
+        "step_size": torch.tensor(0.5),
+        "temperature": np.float64(2),
+        "span": np.float32(5),
+        "n_particles": np.int64(7),
+    }
+    expected = landscape(WELLS, LOW, HIGH, step_size=0.5, temperature=2, span=5, n_particles=7)
+    with torch.device("meta"):
+        assert payload(landscape(WELLS, np.array(LOW), CENTRES.new_full((2,), 4), **options)) == payload(expected)
+    half = network((8,)).bfloat16()
+    (first, _) = payload(landscape(half, LOW, HIGH))["energy"]["layers"]
+    assert torch.equal(torch.tensor(first["weight"], device="cpu").bfloat16(), half.net[0].weight)
+
+
+def test_a_missing_script_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(widget, "SCRIPT", tmp_path / "widget.js")
+    with pytest.raises(FileNotFoundError, match="widget.js is missing: copy ebmlib/widget.js there"):
+        landscape(WELLS, LOW, HIGH)
+
+
 @pytest.mark.parametrize(
     "energy",
     [
@@ -114,6 +163,10 @@ def test_three_dimensions_are_a_value_error(energy):
         ({"low": (-1, -1, -1)}, "corners"),
         ({"low": (4, -4)}, "corners"),
         ({"high": (math.nan, 4)}, "corners"),
+        ({"high": (math.inf, 4)}, "corners"),
+        ({"low": (-math.inf, -4)}, "corners"),
+        ({"span": math.inf}, "span positive"),
+        ({"step_size": math.nan}, "step_size"),
         ({"step_size": 0.0}, "step_size"),
         ({"temperature": 5.0}, "temperature"),
         ({"sampler": "HMC"}, "sampler"),
@@ -143,12 +196,10 @@ def test_it_is_small():
 
 
 @pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("no Chromium: apt install chromium")
+def browser(chromium):
     flags = "--no-sandbox --disable-gpu --disable-background-networking".split()
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+        browser = playwright.chromium.launch(executable_path=chromium, args=flags)
         yield browser
         browser.close()
 
@@ -360,10 +411,9 @@ def test_axe_finds_nothing(browser, theme, width):
 
 
 @pytest.mark.parametrize(("system", "chosen"), [("light", "dark"), ("dark", "light")])
-def test_in_the_book_it_follows_the_switch_of_the_theme(browser, system, chosen):
-    pages = [path for path in SITE.rglob("*.html") if "data-landscape=" in path.read_text("utf-8")]
-    if not pages:
-        pytest.skip("no site, or none with a live picture: make book")
+def test_in_the_book_it_follows_the_switch_of_the_theme(browser, built, system, chosen):
+    pages = [path for path in (built / "html").rglob("*.html") if "data-landscape=" in path.read_text("utf-8")]
+    assert pages, "no page has a live picture"
     colors = """([mode]) => {
         Object.assign(document.documentElement.dataset, {theme: mode, mode});
         return [...document.querySelectorAll('.ebm-landscape')].map(host => [

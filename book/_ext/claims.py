@@ -1,7 +1,7 @@
 """What the executed notebooks say of themselves: their checked claims, each with an anchor, and their running times.
 
 A check cell is tagged `check`, begins with `# Claim: …` and prints what it measured with the bound in parentheses.
-Pages get `{{ n_claims }}`, `{{ seconds["NN_name"] }}` and the directive `claims`.
+Pages get `{{ n_claims }}`, `{{ seconds["NN_name"] }}` and the directive `claims`; a notebook's page gets its time.
 """
 
 import re
@@ -86,12 +86,15 @@ class Claims(SphinxDirective):
         return sections
 
 
-def give_anchors(app: Sphinx, doctree: nodes.document) -> None:
-    """Make each check cell on a notebook's page a target, `#check-<id of the cell>`."""
+def complete(app: Sphinx, doctree: nodes.document) -> None:
+    """Give a notebook's page its running time, and make each check cell a target, `#check-<id of the cell>`."""
     folder, _, name = app.env.docname.rpartition("/")
     if folder != FOLDER:
         return
     notebook = nbformat.read(app.env.doc2path(app.env.docname), as_version=4)
+    for promises in list(doctree.findall(nodes.bullet_list))[:1]:  # "You will show"
+        time = f"Running time: {running_time(notebook):.0f} s, for the run that this page shows."
+        promises.parent.insert(promises.parent.index(promises) + 1, nodes.paragraph("", time))
     for box in doctree.findall(lambda node: node.get("nb_element") == "cell_code" if hasattr(node, "get") else False):
         cell = notebook.cells[box["cell_index"]]
         if "check" in cell.metadata.get("tags", []):
@@ -113,6 +116,6 @@ def count(app: Sphinx, config: Config) -> None:
 
 def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("config-inited", count)
-    app.connect("doctree-read", give_anchors)
+    app.connect("doctree-read", complete)
     app.add_directive("claims", Claims)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

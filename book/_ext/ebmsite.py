@@ -71,7 +71,8 @@ def slim_figure(svg: str) -> str:
 
 
 def mend(page: str) -> str:
-    """Mend what keeps readers with a screen reader from a page of the theme."""
+    """Mend what keeps readers with a screen reader from a page of the theme, and name the folded cells: solutions."""
+    page = page.replace("Show code cell content", "Solution").replace("Hide code cell content", "Hide the solution")
     page = page.replace(
         '<div id="pst-primary-sidebar"', '<div id="pst-primary-sidebar" role="complementary" aria-label="Book"'
     )

@@ -1,8 +1,11 @@
-// A box that is wider than the page scrolls; then the keyboard has to reach it as well. The theme does this for code.
+// A box that is wider than the page scrolls; then the keyboard has to reach it as well, and a figure says so. The theme
+// does this for code.
 const reachable = new ResizeObserver((entries) => {
   for (const { target } of entries) {
-    if (target.scrollWidth > target.clientWidth) target.tabIndex = 0;
+    const isWide = target.scrollWidth > target.clientWidth;
+    if (isWide) target.tabIndex = 0;
     else target.removeAttribute("tabindex");
+    target.classList.toggle("wide", isWide);
   }
 });
 addEventListener("DOMContentLoaded", () => {

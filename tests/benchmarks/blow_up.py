@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from persistent_chains import TOYS, kl, make_energy
-from provenance import provenance
+from provenance import RESULTS, provenance
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -29,7 +29,6 @@ from ebmlib.samplers import MALA, Langevin, trace
 from ebmlib.training import Divergence, minibatches, train
 
 MODULES = ("buffer", "energies", "losses", "networks", "samplers", "toys", "training")
-HERE = Path(__file__).parent
 INPUTS = [
     *(f"ebmlib/{name}.py" for name in MODULES),
     *(f"tests/benchmarks/{name}.py" for name in ("blow_up", "persistent_chains", "provenance")),
@@ -144,7 +143,7 @@ def fit(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--share", type=float, default=1.0, help="of the steps of each training, for a quick look")
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "blow_up.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "blow_up.json")
     args = parser.parse_args()
     command = "python tests/benchmarks/blow_up.py"
     head = provenance(command + (f" --share {args.share}" if args.share != 1 else ""), INPUTS)

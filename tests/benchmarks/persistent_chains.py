@@ -18,7 +18,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from provenance import provenance
+from provenance import RESULTS, provenance
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -31,7 +31,6 @@ from ebmlib.toys import eight_gaussians, rings
 from ebmlib.training import Divergence, minibatches, train
 
 MODULES = ("buffer", "energies", "losses", "networks", "samplers", "toys", "training")
-HERE = Path(__file__).parent
 INPUTS = [
     *(f"ebmlib/{name}.py" for name in MODULES),
     *(f"tests/benchmarks/{name}.py" for name in ("persistent_chains", "provenance")),
@@ -129,7 +128,7 @@ def fit(toy_name: str, method: str, seed: int, share: float = 1.0) -> dict[str, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--share", type=float, default=1.0, help="of the steps of each training, for a quick look")
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "persistent_chains.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "persistent_chains.json")
     args = parser.parse_args()
     command = "python tests/benchmarks/persistent_chains.py"
     head = provenance(command + (f" --share {args.share}" if args.share != 1 else ""), INPUTS)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "ebmlib" / "data" / "results"  # they travel in the wheel, so that notebooks find them anywhere
 
 
 def provenance(

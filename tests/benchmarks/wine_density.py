@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from provenance import provenance
+from provenance import RESULTS, provenance
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 from wine_models import (
@@ -41,7 +41,6 @@ from wine_models import (
 from ebmlib.datasets import LogStandardize, Split, kfold, mixture, wine_quality
 
 MODULES = ("datasets", "energies", "losses", "networks", "partition", "tilted", "training")
-HERE = Path(__file__).parent
 INPUTS = [
     *(f"ebmlib/{name}.py" for name in MODULES),
     *(f"tests/benchmarks/{name}.py" for name in ("wine_density", "wine_models", "provenance")),
@@ -312,7 +311,7 @@ def main() -> None:
     parser.add_argument("--folds", type=Path, help="the published folds (npz); adds protocol A")
     parser.add_argument("--jobs", type=int, default=1, help="processes, each with one thread")
     parser.add_argument("--only", type=int, nargs="+", default=range(10), help="fold numbers, for a quick look")
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "wine_density.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "wine_density.json")
     args = parser.parse_args()
     command = "python tests/benchmarks/wine_density.py" + (" --folds red_wine_folds.npz" if args.folds else "")
     command += f" --jobs {args.jobs}" if args.jobs > 1 else ""

@@ -34,7 +34,7 @@ from grade_models import (
     nearest_neighbours,
     support_vectors,
 )
-from provenance import provenance
+from provenance import RESULTS, provenance
 from torch import Tensor
 from wine_models import DIM, bagged_mixture
 
@@ -44,7 +44,6 @@ from ebmlib.energies import Energy
 from ebmlib.ood import conformal_threshold
 from ebmlib.samplers import MALA, trace
 
-HERE = Path(__file__).parent
 MODULES = ("conditional", "datasets", "energies", "losses", "networks", "ood", "samplers", "training")
 INPUTS = [
     *(f"ebmlib/{name}.py" for name in MODULES),
@@ -366,7 +365,7 @@ def seeds_row(rows: list[dict[str, Any]], name: str) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", type=int, nargs="+", default=range(10), help="fold numbers, for a quick look")
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "wine_grades.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "wine_grades.json")
     args = parser.parse_args()
     torch.set_num_threads(1)
     os.environ |= {"OMP_NUM_THREADS": "1"}

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from provenance import provenance
+from provenance import RESULTS, provenance
 from torch import Tensor
 from wine_density import LOG_COLUMNS, Fold, chosen, make_fold
 from wine_models import (
@@ -44,7 +44,6 @@ from ebmlib.ood import evaluate_ood
 from ebmlib.tilted import TiltedEnergy
 
 MODULES = ("datasets", "energies", "losses", "networks", "ood", "partition", "tilted", "training")
-HERE = Path(__file__).parent
 INPUTS = [
     *(f"ebmlib/{name}.py" for name in MODULES),
     *(f"tests/benchmarks/{name}.py" for name in ("provenance", "wine_density", "wine_models", "wine_ood")),
@@ -268,7 +267,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="processes, each with one thread")
     parser.add_argument("--only", type=int, nargs="+", default=FOLDS, help="fold numbers, for a quick look")
     parser.add_argument("--select", action="store_true", help="show how the settings were chosen, and stop")
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "wine_ood.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "wine_ood.json")
     args = parser.parse_args()
     command = "python tests/benchmarks/wine_ood.py" + (f" --jobs {args.jobs}" if args.jobs > 1 else "")
     head = provenance(command, INPUTS, ("torch", "numpy", "scikit-learn", "zuko"))
