@@ -14,7 +14,8 @@ import argparse
 import itertools
 import json
 import time
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -143,23 +144,6 @@ def fit_to_rest(n_hidden: int, seed: int, x: Tensor) -> tuple[RBM, float]:
     return rbm, values[-1] - values[-2]
 
 
-def study(name: str, n_hidden: int) -> list[dict[str, Any]]:
-    """Return the likelihood of the validation part by length, rate and seed."""
-    x, judge = train_test_split(split(0)[0], test_size=0.2, random_state=0)
-    rates = [(n_epochs, rate) for n_epochs, several in METHODS[name].rates.items() for rate in several]
-    return [
-        {
-            "method": name,
-            "n_hidden": n_hidden,
-            "n_epochs": n_epochs,
-            "rate": rate,
-            "seed": seed,
-            "validation": likelihood(fit(name, n_hidden, seed, x, n_epochs, rate), judge),
-        }
-        for (n_epochs, rate), seed in itertools.product(rates, STUDY_SEEDS)
-    ]
-
-
 def best_rate(rows: list[dict[str, Any]], name: str, n_hidden: int, n_epochs: int) -> float:
     """Return the rate with the highest mean on the validation part."""
     values: dict[float, list[float]] = {}
@@ -171,38 +155,64 @@ def best_rate(rows: list[dict[str, Any]], name: str, n_hidden: int, n_epochs: in
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--limit", type=float, default=np.inf, help="CPU seconds after which to stop; call again to go on"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS / "rbm_learning.json")
     args = parser.parse_args()
     head = provenance("python tests/benchmarks/rbm_learning.py", INPUTS, ("torch", "numpy", "scikit-learn"))
     torch.set_num_threads(1)
-    began, studied, rows = time.process_time(), [], []
-    parts = {number: split(number) for number in (0, *dict(FURTHER))}
+    results: dict[str, Any] = {"provenance": head | {"cpu_seconds": 0.0}, "study": [], "rows": []}
+    if args.out.exists():
+        earlier = json.loads(args.out.read_text("utf-8"))
+        if all(earlier["provenance"][key] == head[key] for key in ("sha256", "versions", "dirty")):
+            results = earlier
 
-    def keep(name: str, n_hidden: int, number: int, seed: int, start: float, rbm: RBM, **more: Any) -> None:
-        """Write down what a training that began at `start` gave."""
-        seconds, (x, x_test) = time.process_time() - start, (part.to(rbm.weight.dtype) for part in parts[number])
-        row = {"method": name, "n_hidden": n_hidden, "split": number, "seed": seed, "cpu_seconds": seconds, **more}
-        rows.append(row | {"train": likelihood(rbm, x), "held_out": likelihood(rbm, x_test)})
-        print(rows[-1], flush=True)
-        head["cpu_seconds"] = time.process_time() - began
-        args.out.write_text(json.dumps({"provenance": head, "study": studied, "rows": rows}, indent=1) + "\n")
+    def once(kind: str, make: Callable[[], dict[str, float]], **key: Any) -> None:
+        """Add a row to the results and write them, unless it is there."""
+        if any(all(row[name] == value for name, value in key.items()) for row in results[kind]):
+            return
+        if time.process_time() > args.limit:
+            raise SystemExit("not done: call again")
+        start = time.process_time()
+        row = key | make()
+        row["cpu_seconds"] = time.process_time() - start
+        print(kind, row, flush=True)
+        results[kind].append(row)
+        results["provenance"]["cpu_seconds"] += row["cpu_seconds"]
+        args.out.write_text(json.dumps(results, indent=1) + "\n")
+
+    def scored(rbm: RBM, number: int, **more: Any) -> dict[str, float]:
+        x, x_test = (part.to(rbm.weight.dtype) for part in split(number))
+        return more | {"train": likelihood(rbm, x), "held_out": likelihood(rbm, x_test)}
+
+    def at_rest(n_hidden: int, seed: int) -> dict[str, float]:
+        rbm, gain = fit_to_rest(n_hidden, seed, split(0)[0])
+        return scored(rbm, 0, rate=None, last_gain=gain)
+
+    def validated(name: str, n_hidden: int, n_epochs: int, rate: float, seed: int) -> dict[str, float]:
+        x, judge = train_test_split(split(0)[0], test_size=0.2, random_state=0)
+        return {"validation": likelihood(fit(name, n_hidden, seed, x, n_epochs, rate), judge)}
+
+    def trained(name: str, n_hidden: int, n_epochs: int, number: int, seed: int) -> dict[str, float]:
+        rate = best_rate(results["study"], "PCD" if name == CONTROL else name, n_hidden, n_epochs)
+        train = fit_exactly if name == CONTROL else partial(fit, name)
+        return scored(train(n_hidden, seed, split(number)[0], n_epochs, rate), number, rate=rate)
 
     for n_hidden, seed in itertools.product((12, 16), SEEDS):
-        start = time.process_time()
-        rbm, gain = fit_to_rest(n_hidden, seed, parts[0][0])
-        keep(AT_REST, n_hidden, 0, seed, start, rbm, n_epochs=None, rate=None, last_gain=gain)
-    for name, method in METHODS.items():
-        for n_hidden in method.sizes:
-            studied += study(name, n_hidden)
-            where = [(0, seed) for seed in SEEDS] + list(FURTHER if n_hidden == 16 else ())
-            for n_epochs, (number, seed) in itertools.product(method.rates, where):
-                rate, start = best_rate(studied, name, n_hidden, n_epochs), time.process_time()
-                rbm = fit(name, n_hidden, seed, parts[number][0], n_epochs, rate)
-                keep(name, n_hidden, number, seed, start, rbm, n_epochs=n_epochs, rate=rate)
-    for n_epochs, seed in itertools.product(LENGTHS, SEEDS):
-        rate, start = best_rate(studied, "PCD", 12, n_epochs), time.process_time()
-        rbm = fit_exactly(12, seed, parts[0][0], n_epochs, rate)
-        keep(CONTROL, 12, 0, seed, start, rbm, n_epochs=n_epochs, rate=rate)
+        key = {"method": AT_REST, "n_hidden": n_hidden, "n_epochs": None, "split": 0, "seed": seed}
+        once("rows", partial(at_rest, n_hidden, seed), **key)
+    for name, n_hidden in [(name, size) for name, method in METHODS.items() for size in method.sizes]:
+        rates = [(n_epochs, rate) for n_epochs, several in METHODS[name].rates.items() for rate in several]
+        for (n_epochs, rate), seed in itertools.product(rates, STUDY_SEEDS):
+            key = {"method": name, "n_hidden": n_hidden, "n_epochs": n_epochs, "rate": rate, "seed": seed}
+            once("study", partial(validated, name, n_hidden, n_epochs, rate, seed), **key)
+    runs = [(name, size, n) for name, method in METHODS.items() for size in method.sizes for n in method.rates]
+    for name, n_hidden, n_epochs in [*runs, *((CONTROL, 12, n_epochs) for n_epochs in LENGTHS)]:
+        where = [(0, seed) for seed in SEEDS] + list(FURTHER if n_hidden == 16 else ())
+        for number, seed in where:
+            key = {"method": name, "n_hidden": n_hidden, "n_epochs": n_epochs, "split": number, "seed": seed}
+            once("rows", partial(trained, name, n_hidden, n_epochs, number, seed), **key)
 
 
 if __name__ == "__main__":
