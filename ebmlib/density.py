@@ -16,7 +16,7 @@ class Whitened(nn.Module):
         x: rows to fit, shape `(n, dim)`: give training rows, never test rows.
 
     Raises:
-        ValueError: if x is not `(n, dim)` with n above dim, or the columns are linearly dependent.
+        ValueError: if x is not `(n, dim)` with n above dim, or a column is a linear function of others.
     """
 
     mean: Tensor
@@ -27,9 +27,12 @@ class Whitened(nn.Module):
         super().__init__()
         if x.ndim != 2 or len(x) <= x.shape[1]:
             raise ValueError(f"x must be (n, dim) with more rows than columns; got {tuple(x.shape)}")
-        factor, info = torch.linalg.cholesky_ex(x.double().T.cov().reshape(x.shape[1], -1))
-        if info:
-            raise ValueError(f"column {int(info) - 1} is a linear function of those before it: nothing to whiten")
+        covariance = x.double().T.cov().reshape(x.shape[1], -1)
+        factor, _ = torch.linalg.cholesky_ex(covariance)
+        unexplained = factor.diagonal().square() / covariance.diagonal()  # by the columns before
+        if not (unexplained > 1e-12).all():
+            column = int(torch.nonzero(~(unexplained > 1e-12))[0])
+            raise ValueError(f"column {column} is constant or a linear function of those before it")
         self.register_buffer("mean", x.mean(0))
         self.register_buffer("factor", factor.to(x))
         self.register_buffer("whiten", torch.linalg.inv(factor).T.to(x))
@@ -104,10 +107,10 @@ def best_bandwidth(x: Tensor, x_validation: Tensor) -> float:
         ValueError: if every validation row stands in x, so that the likelihood has no maximum; as `Whitened`.
         RuntimeError: if 10,000 steps do not suffice.
     """
-    whitened = Whitened(x.double())
-    squared = torch.cdist(whitened(x_validation.double()), whitened(x.double())).square()
-    if not squared.min(1).values.max() > 0:
+    if (x_validation[:, None] == x).all(2).any(1).all():
         raise ValueError("every validation row stands in x: the narrower the kernels, the likelier they are")
+    whitened = Whitened(x.double())
+    squared = _squared_distances(whitened(x_validation.double()), whitened(x.double())).clamp_min(0)
     h2 = 1.0
     for _ in range(10_000):
         share = torch.softmax(-squared / (2 * h2), dim=1)

@@ -152,7 +152,8 @@ def stein_check(energy: Energy, chains: Tensor) -> Check:
     """Return the mean of (x - c)·∇E(x): the number d of coordinates, for draws from exp(-E), whatever E is.
 
     Integration by parts gives E_p[(x - c)·∇E] = d for any fixed c; here it is the mean of the other chains. Draws from
-    exp(-E/T) give T d, so value / d is the temperature that the chains have. A mode without draws is not missed.
+    exp(-E/T) give T d, so value / d is the temperature that the chains have. It is blind to a mode without draws and
+    to a shift of all draws.
 
     Args:
         energy: callable `(batch, *event) -> (batch,)`, without jumps; exp(-E) must vanish far out.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 Energy = Callable[[Tensor], Tensor]
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class NotFinite(ValueError, FloatingPointError):
@@ -89,7 +89,7 @@ def _as_written(energy: Any) -> bool:
         if newest.__dict__.keys() & {"energy_and_grad", "forward", "__call__"}:
             break
     for module in energy.modules() if isinstance(energy, nn.Module) else ():
-        if "forward" in module.__dict__ or any(map(module.__dict__.get, HOOKS)) or _has_any_global_hook():
+        if "forward" in module.__dict__ or any(map(module.__dict__.get, _HOOKS)) or _has_any_global_hook():
             return False
     return "energy_and_grad" in newest.__dict__
 

@@ -162,3 +162,29 @@ def weight_ess(log_w: Tensor) -> float:
         raise ValueError(f"log_w must be (n,), not NaN and with a finite largest value; got {log_w}")
     log_w = log_w.detach().double()
     return (2 * torch.logsumexp(log_w, 0) - torch.logsumexp(2 * log_w, 0)).exp().item()
+
+
+def pareto_k(log_w: Tensor) -> float:
+    """Return Pareto k̂ of importance weights: the shape of their upper tail, as fitted by arviz-stats.
+
+    Above 0.7 the weights are too heavy-tailed for a mean of this many draws. It sees only the draws at hand.
+
+    Args:
+        log_w: logarithms of the weights, shape `(n,)` with n ≥ 25, up to a common constant.
+
+    Raises:
+        ValueError: if a weight is NaN, infinite or zero, or the largest are fewer than five different numbers.
+
+    Source: Vehtari and others (2024), Journal of Machine Learning Research 25(72).
+    """
+    from arviz_stats.base import array_stats
+
+    if log_w.ndim != 1 or len(log_w) < 25 or not torch.isfinite(log_w).all():
+        raise ValueError(f"log_w must be (n,), with 25 finite values at least; got {log_w}")
+    log_w = log_w.detach().double().cpu()
+    n_tail = min(len(log_w) // 5, math.ceil(3 * math.sqrt(len(log_w))))
+    if len(log_w.topk(n_tail).values.unique()) < 5:
+        raise ValueError(
+            f"the {n_tail} largest weights are fewer than five different numbers: they have no tail to fit"
+        )
+    return float(array_stats.psislw(-log_w.numpy())[1])  # it takes negative log weights

@@ -117,7 +117,8 @@ def stationary_point(energy: Energy, x: Tensor, n_steps: int = 30, tolerance: fl
 
     Raises:
         NotFinite: if the slope is NaN or infinite.
-        RuntimeError: if the slope stays above the tolerance: start nearer, or in double precision.
+        RuntimeError: if the slope stays above the tolerance, or a Hessian is singular: start nearer, or in double
+            precision.
     """
     for step in range(n_steps + 1):
         e, grad = energy_and_grad(energy, x[None])

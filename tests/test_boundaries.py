@@ -186,6 +186,7 @@ CASES: dict[str, Callable[[Tensor, Any], Any]] = {
     "diagnostics.checklist": lambda x, e: diagnostics.checklist(e, x[:, :, None]).stein,
     "diagnostics.stein_check": lambda x, e: diagnostics.stein_check(e, x[:, :, None]),
     "diagnostics.energy_gap": lambda x, e: diagnostics.energy_gap(e, x, x.flip(0)),
+    "partition.pareto_k": lambda x, e: partition.pareto_k(x.repeat(40, 1)[:, 0] + torch.arange(40 * len(x)) / 1000),
     "partition.weight_ess": lambda x, e: partition.weight_ess(x[:, 0]),
     "energies.evaluate": lambda x, e: energies.evaluate(e, x),
     "energies.energy_and_grad": lambda x, e: energies.energy_and_grad(e, x),

@@ -37,7 +37,7 @@ def test_rows_that_cannot_be_whitened_are_refused():
         Whitened(rows(3))
     x = rows(50)
     x[:, 1] = 2 * x[:, 0]
-    with pytest.raises(ValueError, match="column 1 is a linear function"):
+    with pytest.raises(ValueError, match="column 1 is constant or a linear function"):
         Whitened(x)
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.distributions import Independent, MultivariateNormal, Normal
 
 from ebmlib.energies import GaussianEnergy, GaussianMixtureEnergy
-from ebmlib.partition import BLOCK, enumeration, importance_sampling, quadrature, weight_ess
+from ebmlib.partition import BLOCK, enumeration, importance_sampling, pareto_k, quadrature, weight_ess
 from ebmlib.rbm import RBM, exact_log_z
 
 F64 = torch.float64
@@ -66,7 +66,7 @@ def test_enumeration_spans_blocks_and_visits_each_state_once():
 def test_importance_sampling_with_the_model_itself_is_exact():
     energy = GaussianEnergy(torch.zeros(3, dtype=F64), torch.eye(3, dtype=F64), offset=1.5)
     estimate = importance_sampling(energy, energy, 100)
-    assert estimate.value == pytest.approx(energy.log_z, abs=1e-12)
+    assert estimate.value == pytest.approx(energy.log_z.item(), abs=1e-12)
     assert estimate.std_error < 1e-12 and estimate.ess == pytest.approx(100)
 
 
@@ -212,3 +212,28 @@ def test_no_graph_is_built():
     enumeration(energy, 3)
     importance_sampling(energy, Independent(Normal(torch.zeros(1, dtype=F64), 1.0), 1), 5)
     assert graphs == [False] * 3
+
+
+@pytest.mark.parametrize("shape", [0.3, 1.0, 2.0])
+def test_pareto_k_is_the_shape_of_a_pareto_tail(shape):
+    """Weights u^(-k) have it exactly; over 50 fits of 300 tail draws, each (1 + k)/√300 wide, the mean is within 6."""
+    generator = torch.Generator().manual_seed(0)
+    u = torch.rand(50, 10_000, generator=generator, dtype=F64)
+    mean = sum(pareto_k(-shape * row.log() + 700) for row in u) / 50
+    shrunk = (300 * shape + 5) / 310  # its weak prior is worth ten draws at one half
+    assert abs(mean - shrunk) < 6 * (1 + shape) / math.sqrt(300 * 50), mean
+
+
+def test_pareto_k_tells_a_narrow_proposal_from_a_wide_one():
+    """log w is r²/2 · (1/σ² - 1): for σ² < 1/2 the weights have no variance, and k is above one half."""
+    r2 = torch.randn(4_000, generator=torch.Generator().manual_seed(0), dtype=F64).square()
+    assert pareto_k(r2 * 0.25**2 / 2 * (1 / 0.25**2 - 1)) > 0.5  # k = 1 - σ² far out
+    assert pareto_k(r2 * 2**2 / 2 * (1 / 2**2 - 1)) < 0.5
+
+
+def test_weights_without_a_tail_are_named():
+    for bad in (torch.zeros(24), torch.full((30,), math.nan), torch.full((30,), -math.inf), torch.zeros(30, 2)):
+        with pytest.raises(ValueError, match="25 finite values at least; got tensor"):
+            pareto_k(bad)
+    with pytest.raises(ValueError, match="the 20 largest weights are fewer than five"):
+        pareto_k(torch.cat([torch.zeros(99), torch.full((1,), 800.0)]))

@@ -73,5 +73,5 @@ def test_minimum_and_hessian_of_a_gaussian():
 
 def test_newton_that_does_not_arrive_is_an_error():
     with pytest.raises(RuntimeError, match="has a slope of"):
-        stationary_point(lambda x: x.square().sum(1).add(1).sqrt(), torch.tensor([3.0], dtype=F64), n_steps=5)
+        stationary_point(lambda x: x.square().sum(1).add(1).sqrt(), torch.tensor([3.0], dtype=F64), n_steps=2)
     assert math.isclose(stationary_point(valley, MINIMA[0] + 0.1).x[0].item(), -1.0, abs_tol=1e-8)
