@@ -165,11 +165,12 @@ def run(notebook: Path) -> list[str]:
     import pandas  # noqa: F401
     import sklearn.mixture  # noqa: F401
     import zuko  # noqa: F401
+    from IPython.display import display
 
     mpl.use("Agg")
     sys.path.insert(0, str(ROOT))
     cells, problems, waiting, controls = read_cells(notebook), [], [], {}
-    space: dict[str, Any] = {"__name__": "__main__"}
+    space: dict[str, Any] = {"__name__": "__main__", "display": display}
     with tempfile.TemporaryDirectory() as folder:
         for i, sabotage in enumerate(read_sabotages(notebook)):
             try:
