@@ -10,10 +10,13 @@ import pytest
 import torch
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
+from ebmlib.rbm import RBM, exact_log_z
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "benchmarks"))
 
 import persistent_chains  # noqa: E402
+import rbm_learning  # noqa: E402
 import wine_density  # noqa: E402
 import wine_grades  # noqa: E402
 import wine_ood  # noqa: E402
@@ -126,6 +129,7 @@ def test_published_folds_are_read(tmp_path):
 RESULTS = {
     "wine_density": wine_density.INPUTS,
     "persistent_chains": persistent_chains.INPUTS,
+    "rbm_learning": rbm_learning.INPUTS,
     "wine_ood": wine_ood.INPUTS,
     "wine_grades": wine_grades.INPUTS,
 }
@@ -165,6 +169,36 @@ def test_the_table_of_persistent_chains_is_whole_and_meets_its_bars():
     for data, (must, _) in persistent_chains.BARS.items():
         ours = [row["kl"] for row in rows if row["data"] == data and row["method"] == "pcd"]
         assert np.median(ours) <= must, f"{data}: {ours}"
+
+
+@pytest.mark.parametrize("n_hidden", [4, 10])
+def test_moments_of_a_machine_are_the_gradient_of_its_log_z(n_hidden):
+    shapes = (16, n_hidden), (16,), (n_hidden,)
+    rbm = RBM.from_parameters(*(generated(*shape) for shape in shapes))
+    exact = torch.autograd.grad(exact_log_z(rbm), list(rbm.parameters()))
+    moments = rbm_learning.exact_moments(*(p.detach() for p in rbm.parameters()))
+    for ours, truth in zip(moments, exact, strict=True):
+        torch.testing.assert_close(ours, truth, rtol=0, atol=1e-5)
+
+
+def test_the_table_of_machines_is_whole_and_at_rest():
+    results = json.loads((FOLDER / "rbm_learning.json").read_text("utf-8"))
+    kinds = [tuple(row[key] for key in ("method", "n_hidden", "n_epochs", "split", "seed")) for row in results["rows"]]
+    first = [(0, seed) for seed in rbm_learning.SEEDS]
+    expected = [(rbm_learning.AT_REST, size, None, *where) for size in (12, 16) for where in first]
+    expected += [(rbm_learning.CONTROL, 12, n_epochs, *where) for n_epochs in rbm_learning.LENGTHS for where in first]
+    for name, method in rbm_learning.METHODS.items():
+        for size in method.sizes:
+            where = first + list(rbm_learning.FURTHER if size == 16 else ())
+            expected += [(name, size, n_epochs, *at) for n_epochs in method.rates for at in where]
+    assert sorted(kinds, key=str) == sorted(expected, key=str)
+    for row in results["rows"]:
+        if row["method"] == rbm_learning.AT_REST:
+            assert 0 <= row["last_gain"] < 0.02, "the ceiling has all but come to rest"
+        else:
+            name = "PCD" if row["method"] == rbm_learning.CONTROL else row["method"]
+            best = rbm_learning.best_rate(results["study"], name, row["n_hidden"], row["n_epochs"])
+            assert row["rate"] == best, "the rate is what the validation part chose"
 
 
 def test_shuffling_keeps_each_column_and_moves_those_named():
