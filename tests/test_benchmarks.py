@@ -20,6 +20,7 @@ import rbm_learning  # noqa: E402
 import wine_density  # noqa: E402
 import wine_grades  # noqa: E402
 import wine_ood  # noqa: E402
+import wine_probabilities  # noqa: E402
 from grade_models import conditional_draws  # noqa: E402
 from wine_models import DIM, Blend, FullMixture, KernelDensity, MaskedMixtures, blend_by_validation  # noqa: E402
 
@@ -132,6 +133,7 @@ RESULTS = {
     "rbm_learning": rbm_learning.INPUTS,
     "wine_ood": wine_ood.INPUTS,
     "wine_grades": wine_grades.INPUTS,
+    "wine_probabilities": wine_probabilities.INPUTS,
 }
 
 
@@ -249,3 +251,17 @@ def test_the_table_of_grades_is_whole_and_meets_its_bars():
         assert (errors["EBM, mean of 3 seeds"] <= errors[rival]).all(), f"the energy loses to the {rival}"
     z = [value for name in ("mean", "share below the median") for value in results["chains"][name]]
     assert max(map(abs, z)) < 4, "chains agree with quadrature"
+
+
+def test_probabilities_wine_by_wine_are_those_of_the_table_of_grades():
+    results, table = (
+        json.loads((FOLDER / f"{n}.json").read_text("utf-8")) for n in ("wine_probabilities", "wine_grades")
+    )
+    rows = {row["model"]: row["per_fold"].get("log_loss") for row in table["grades"]}
+    assert sorted(row for fold in results["folds"] for row in fold["row"]) == list(range(1359))
+    for k, fold in enumerate(results["folds"]):
+        for ours, theirs in ((wine_grades.EBM, f"{wine_grades.EBM}, seed 0"), ("extra trees", "extra trees")):
+            p = torch.tensor(fold["p"][ours])
+            torch.testing.assert_close(p.sum(1), torch.ones(len(p)), rtol=0, atol=5e-5)
+            assert wine_grades.log_loss(p, torch.tensor(fold["grade"])) == pytest.approx(rows[theirs][k], abs=1e-3)
+            assert fold["scores"][ours]["log_loss"] == pytest.approx(rows[theirs][k], abs=1e-5)
