@@ -83,7 +83,7 @@ def across(energy: Energy, path: Tensor) -> Tensor:
 def hessian(energy: Energy, x: Tensor) -> Tensor:
     """Return the second derivatives of the energy at one point x of shape `(dim,)`, as `(dim, dim)`."""
     evaluate(energy, x[None])  # names a wrong shape and a value that is not finite
-    return torch.func.hessian(lambda v: energy(v[None])[0])(x).detach()
+    return torch.autograd.functional.hessian(lambda v: energy(v[None])[0], x.detach())
 
 
 class StationaryPoint(NamedTuple):

@@ -61,7 +61,8 @@ def energy_contours(
         ValueError: if `low` is not below `high`, `span` or `n_points` is too small, or the energy returns another
             shape, a NaN or an infinite value.
     """
-    sides = [(float(a), float(b)) for a, b in zip(low, high, strict=True)]
+    corners = (corner.tolist() if isinstance(corner, Tensor) else corner for corner in (low, high))
+    sides = [(float(a), float(b)) for a, b in zip(*corners, strict=True)]
     if len(sides) != 2 or not all(-math.inf < a < b < math.inf for a, b in sides):
         raise ValueError(f"low and high must be two corners, low below high; got {low}, {high}")
     if not 0 < span < math.inf or n_points < 2:

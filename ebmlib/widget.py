@@ -65,7 +65,7 @@ def landscape(
     """
     if not SCRIPT.exists():
         raise FileNotFoundError(f"{SCRIPT} is missing: copy ebmlib/widget.js there, beside the code")
-    corners = [float(a) for a in [*low, *high]]
+    corners = [a.item() if isinstance(a, Tensor) else float(a) for a in [*low, *high]]
     sides = list(zip(corners[:2], corners[2:], strict=False))
     if len(low) != 2 or len(high) != 2 or not all(-math.inf < a < b < math.inf for a, b in sides):
         raise ValueError(f"low and high must be two corners, each of low's numbers below high's; got {low}, {high}")

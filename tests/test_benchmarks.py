@@ -10,13 +10,17 @@ import pytest
 import torch
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
+from ebmlib.rbm import RBM, exact_log_z
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "benchmarks"))
 
 import persistent_chains  # noqa: E402
+import rbm_learning  # noqa: E402
 import wine_density  # noqa: E402
 import wine_grades  # noqa: E402
 import wine_ood  # noqa: E402
+import wine_probabilities  # noqa: E402
 from grade_models import conditional_draws  # noqa: E402
 from wine_models import DIM, Blend, FullMixture, KernelDensity, MaskedMixtures, blend_by_validation  # noqa: E402
 
@@ -126,8 +130,10 @@ def test_published_folds_are_read(tmp_path):
 RESULTS = {
     "wine_density": wine_density.INPUTS,
     "persistent_chains": persistent_chains.INPUTS,
+    "rbm_learning": rbm_learning.INPUTS,
     "wine_ood": wine_ood.INPUTS,
     "wine_grades": wine_grades.INPUTS,
+    "wine_probabilities": wine_probabilities.INPUTS,
 }
 
 
@@ -165,6 +171,36 @@ def test_the_table_of_persistent_chains_is_whole_and_meets_its_bars():
     for data, (must, _) in persistent_chains.BARS.items():
         ours = [row["kl"] for row in rows if row["data"] == data and row["method"] == "pcd"]
         assert np.median(ours) <= must, f"{data}: {ours}"
+
+
+@pytest.mark.parametrize("n_hidden", [4, 10])
+def test_moments_of_a_machine_are_the_gradient_of_its_log_z(n_hidden):
+    shapes = (16, n_hidden), (16,), (n_hidden,)
+    rbm = RBM.from_parameters(*(generated(*shape) for shape in shapes))
+    exact = torch.autograd.grad(exact_log_z(rbm), list(rbm.parameters()))
+    moments = rbm_learning.exact_moments(*(p.detach() for p in rbm.parameters()))
+    for ours, truth in zip(moments, exact, strict=True):
+        torch.testing.assert_close(ours, truth, rtol=0, atol=1e-5)
+
+
+def test_the_table_of_machines_is_whole_and_at_rest():
+    results = json.loads((FOLDER / "rbm_learning.json").read_text("utf-8"))
+    kinds = [tuple(row[key] for key in ("method", "n_hidden", "n_epochs", "split", "seed")) for row in results["rows"]]
+    first = [(0, seed) for seed in rbm_learning.SEEDS]
+    expected = [(rbm_learning.AT_REST, size, None, *where) for size in (12, 16) for where in first]
+    expected += [(rbm_learning.CONTROL, 12, n_epochs, *where) for n_epochs in rbm_learning.LENGTHS for where in first]
+    for name, method in rbm_learning.METHODS.items():
+        for size in method.sizes:
+            where = first + list(rbm_learning.FURTHER if size == 16 else ())
+            expected += [(name, size, n_epochs, *at) for n_epochs in method.rates for at in where]
+    assert sorted(kinds, key=str) == sorted(expected, key=str)
+    for row in results["rows"]:
+        if row["method"] == rbm_learning.AT_REST:
+            assert 0 <= row["last_gain"] < 0.02, "the ceiling has all but come to rest"
+        else:
+            name = "PCD" if row["method"] == rbm_learning.CONTROL else row["method"]
+            best = rbm_learning.best_rate(results["study"], name, row["n_hidden"], row["n_epochs"])
+            assert row["rate"] == best, "the rate is what the validation part chose"
 
 
 def test_shuffling_keeps_each_column_and_moves_those_named():
@@ -215,3 +251,17 @@ def test_the_table_of_grades_is_whole_and_meets_its_bars():
         assert (errors["EBM, mean of 3 seeds"] <= errors[rival]).all(), f"the energy loses to the {rival}"
     z = [value for name in ("mean", "share below the median") for value in results["chains"][name]]
     assert max(map(abs, z)) < 4, "chains agree with quadrature"
+
+
+def test_probabilities_wine_by_wine_are_those_of_the_table_of_grades():
+    results, table = (
+        json.loads((FOLDER / f"{n}.json").read_text("utf-8")) for n in ("wine_probabilities", "wine_grades")
+    )
+    rows = {row["model"]: row["per_fold"].get("log_loss") for row in table["grades"]}
+    assert sorted(row for fold in results["folds"] for row in fold["row"]) == list(range(1359))
+    for k, fold in enumerate(results["folds"]):
+        for ours, theirs in ((wine_grades.EBM, f"{wine_grades.EBM}, seed 0"), ("extra trees", "extra trees")):
+            p = torch.tensor(fold["p"][ours])
+            torch.testing.assert_close(p.sum(1), torch.ones(len(p)), rtol=0, atol=5e-5)
+            assert wine_grades.log_loss(p, torch.tensor(fold["grade"])) == pytest.approx(rows[theirs][k], abs=1e-3)
+            assert fold["scores"][ours]["log_loss"] == pytest.approx(rows[theirs][k], abs=1e-5)

@@ -47,6 +47,7 @@ from ebmlib import (
     paths,
     plotting,
     rbm,
+    rbm_exact,
     rbm_training,
     samplers,
     tilted,
@@ -99,6 +100,10 @@ def network(x: Tensor) -> torch.nn.Module:
 
 def machine(x: Tensor) -> rbm.RBM:
     return seeded(lambda: rbm.RBM(2, 3), x)
+
+
+def machine_of(x: Tensor) -> rbm.RBM:
+    return rbm.RBM.from_parameters(rows(x), rows(x)[:, 0], rows(x).new_zeros(2))
 
 
 def drawn_ax(draw: Callable[[Any], Any]) -> float:
@@ -236,9 +241,9 @@ CASES: dict[str, Callable[[Tensor, Any], Any]] = {
     "rbm.sample_bits": lambda x, e: rbm.sample_bits(x, generator()),
     "rbm.BlockGibbs": lambda x, e: samplers.run(rbm.BlockGibbs(), machine(x), x, 2, generator()),
     "rbm.SingleFlip": lambda x, e: samplers.run(rbm.SingleFlip(), e, x, 2, generator()),
-    "rbm.exact_log_z": lambda x, e: rbm.exact_log_z(
-        rbm.RBM.from_parameters(rows(x), rows(x)[:, 0], rows(x).new_zeros(2))
-    ),
+    "rbm.exact_log_z": lambda x, e: rbm.exact_log_z(machine_of(x)),
+    "rbm_exact.transposed": lambda x, e: rbm.exact_log_z(rbm_exact.transposed(machine_of(x))),
+    "rbm_exact.exact_samples": lambda x, e: rbm_exact.exact_samples(machine_of(x), 5, generator()),
     "rbm_training.contrastive_epoch": lambda x, e: rbm_training.contrastive_epoch(
         machine(x), x, 0.1, generator=generator()
     ),
@@ -267,7 +272,7 @@ CASES: dict[str, Callable[[Tensor, Any], Any]] = {
 RANDOM = {
     *"fitting.Fit fitting.train_to_best fitting.fit_tilt fitting.fit_flow losses.conditional_noise_contrastive".split(),
     *"partition.importance_sampling rbm.BlockGibbs rbm.SingleFlip rbm.sample_bits".split(),
-    *"rbm_training.contrastive_epoch".split(),
+    *"rbm_exact.exact_samples rbm_training.contrastive_epoch".split(),
     *"tuning.tune samplers.Chains samplers.Langevin samplers.MALA samplers.HMC".split(),
 }
 BINARY = {

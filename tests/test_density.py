@@ -28,7 +28,7 @@ def test_whitened_rows_have_unit_covariance_and_come_back():
     torch.testing.assert_close(z.mean(0), torch.zeros(3, dtype=F64), atol=1e-12, rtol=0)
     torch.testing.assert_close(z.T.cov(), torch.eye(3, dtype=F64), atol=1e-12, rtol=0)
     torch.testing.assert_close(whitened.inverse(z), x)
-    jacobian = torch.func.jacrev(lambda v: whitened(v[None])[0])(x[0])
+    jacobian = torch.autograd.functional.jacobian(lambda v: whitened(v[None])[0], x[0])
     torch.testing.assert_close(whitened.log_abs_det(x[:4]), torch.linalg.slogdet(jacobian)[1].expand(4))
 
 
@@ -51,7 +51,9 @@ def test_a_kernel_density_is_the_mixture_written_out():
 def test_its_second_derivatives_exist_at_a_kernel():
     x = rows(60)
     density, truth = KernelDensity(x, 0.4), written_out(x, 0.4)
-    ours, theirs = (torch.func.hessian(lambda v, q=q: q.log_prob(v[None])[0])(x[0]) for q in (density, truth))
+    ours, theirs = (
+        torch.autograd.functional.hessian(lambda v, q=q: q.log_prob(v[None])[0], x[0]) for q in (density, truth)
+    )
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-8)
 
 

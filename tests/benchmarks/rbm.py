@@ -54,9 +54,9 @@ def epoch_times(x: torch.Tensor, n_turns: int) -> None:
             print(f"{str(dtype)[6:]:10}{batch_size:6}{ms[0]:12.2f}{ms[1]:9.2f}{mid:7.2f}{low:8.2f}{high:6.2f}")
 
 
-def fresh(seed: int, x: torch.Tensor) -> RBM:
+def fresh(seed: int, x: torch.Tensor, n_hidden: int = N_HIDDEN) -> RBM:
     torch.manual_seed(seed)
-    rbm = RBM(64, N_HIDDEN)
+    rbm = RBM(64, n_hidden)
     with torch.no_grad():
         rbm.visible_bias.copy_(torch.logit((x.sum(0) + 0.5) / (len(x) + 1)))
     return rbm
@@ -77,18 +77,20 @@ def ours(seed: int, x: torch.Tensor, n_epochs: int, rate: float, n_chains: int, 
     return rbm
 
 
-def annealed_sklearn(seed: int, x: torch.Tensor, n_epochs: int, rate: float, batch_size: int) -> RBM:
+def annealed_sklearn(
+    seed: int, x: torch.Tensor, n_epochs: int, rate: float, batch_size: int, n_hidden: int = N_HIDDEN
+) -> RBM:
     """BernoulliRBM from the same start, annealed too, in single precision and without the checks of its input.
 
     Its update adds sums over the batch and over as many chains: a last batch with fewer rows is left out.
     """
-    start = fresh(seed, x)
-    sk = BernoulliRBM(N_HIDDEN, batch_size=batch_size)
+    start = fresh(seed, x, n_hidden)
+    sk = BernoulliRBM(n_hidden, batch_size=batch_size)
     order, rows = np.random.default_rng(seed), x.numpy()
     sk.components_ = np.asarray(start.weight.detach().numpy().T, order="F")
     sk.intercept_visible_ = start.visible_bias.detach().numpy().copy()
     sk.intercept_hidden_ = start.hidden_bias.detach().numpy().copy()
-    sk.h_samples_, random = np.zeros((batch_size, N_HIDDEN), rows.dtype), np.random.RandomState(seed)
+    sk.h_samples_, random = np.zeros((batch_size, n_hidden), rows.dtype), np.random.RandomState(seed)
     for epoch in range(n_epochs):
         sk.learning_rate = rate * (1 - epoch / n_epochs)
         shuffled = order.permutation(rows)
