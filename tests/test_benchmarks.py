@@ -13,6 +13,7 @@ from torch.distributions import Categorical, MixtureSameFamily, MultivariateNorm
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "benchmarks"))
 
+import blow_up  # noqa: E402
 import persistent_chains  # noqa: E402
 import wine_density  # noqa: E402
 import wine_grades  # noqa: E402
@@ -126,6 +127,7 @@ def test_published_folds_are_read(tmp_path):
 RESULTS = {
     "wine_density": wine_density.INPUTS,
     "persistent_chains": persistent_chains.INPUTS,
+    "blow_up": blow_up.INPUTS,
     "wine_ood": wine_ood.INPUTS,
     "wine_grades": wine_grades.INPUTS,
 }
@@ -165,6 +167,16 @@ def test_the_table_of_persistent_chains_is_whole_and_meets_its_bars():
     for data, (must, _) in persistent_chains.BARS.items():
         ours = [row["kl"] for row in rows if row["data"] == data and row["method"] == "pcd"]
         assert np.median(ours) <= must, f"{data}: {ours}"
+
+
+def test_the_table_of_blow_ups_is_whole():
+    rows = json.loads((FOLDER / "blow_up.json").read_text("utf-8"))["rows"]
+    kinds = [(row["piece"], row["seed"]) for row in rows]
+    assert sorted(kinds) == sorted((piece, seed) for piece in blow_up.PIECES for seed in blow_up.SEEDS)
+    for row in rows:
+        ended = row["blew_up_at"] is None
+        assert ended == (row["kl"] <= blow_up.LOST) and (not ended or row["n_steps"] == blow_up.N_STEPS)
+        assert (row["alarm_at"] is not None) == (row["most_stuck"] > blow_up.SHARE)
 
 
 def test_shuffling_keeps_each_column_and_moves_those_named():
