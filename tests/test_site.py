@@ -1,6 +1,7 @@
 """Each check of check_site.py passes a sound page and fails one that is broken for the purpose."""
 
 import io
+import re
 import shutil
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -9,6 +10,7 @@ from types import SimpleNamespace
 import check_site
 import ebmsite
 import matplotlib
+import numpy as np
 import pydata_sphinx_theme
 import pytest
 from fontTools.ttLib import TTFont
@@ -117,10 +119,21 @@ def test_figures_take_ink_and_paper_from_the_theme():
     assert PAPER not in themed
 
 
-def test_paths_are_rounded_to_hundredths_and_nothing_else():
-    svg = '<svg width="1.23456pt"><path d="M 12.345678 -0.001 L 7.999999 3 L 0.5 1.25" stroke-width="0.1234"/></svg>'
-    slim = ebmsite.slim_figure(svg)
-    assert slim == svg.replace("12.345678 -0.001 L 7.999999", "12.35 -0 L 8")
+def test_paths_go_in_steps_that_add_up_and_nothing_else_changes():
+    svg = '<svg width="1.23456pt"><path d="M 12.345678 -0.001 \nL 7.999999 3 \nL 0.53 1.25 z M 1e-05 2" id="M 1.234"/>'
+    slim = ebmsite.slim_figure(svg + '<use x="12.345678" y="-0.001" width="0.1234"/></svg>')
+    path = "M12.35 0l-4.35 3l-7.45-1.75zM0 2"
+    assert (
+        slim == f'<svg width="1.23456pt"><path d="{path}" id="M 1.234"/><use x="12.35" y="-0.00" width="0.1234"/></svg>'
+    )
+
+
+def test_a_long_path_does_not_drift():
+    x, y = np.cumsum(np.random.default_rng(0).normal(scale=0.03, size=(2, 1000)), axis=1)
+    path = "M 0 0 " + "".join(f"\nL {a:.6f} {b:.6f} " for a, b in zip(x, y, strict=True))
+    steps = [float(z) for z in re.findall(r"-?[.\d]+", ebmsite.slim_path(path))]
+    assert np.cumsum(steps[2::2]) == pytest.approx(x, abs=0.025 + 1e-6)
+    assert np.cumsum(steps[3::2]) == pytest.approx(y, abs=0.025 + 1e-6)
 
 
 def test_pages_are_mended_for_screen_readers():
