@@ -111,7 +111,8 @@ def test_mean_weights_are_z_and_one_over_z(both):
             assert log_w.shape == (N,) and log_w.dtype == F64
             z = z_of_mean((log_w - sign * case.log_z).exp(), 1)
             assert abs(z) < 4.9, f"z = {z:.1f}, direction {sign}"
-            assert weight_ess(log_w) < 0.97 * N, "weights that are all equal prove little"
+            # weights that are all equal prove little, and of too heavy a tail the z-score says nothing
+            assert 0.1 * N < weight_ess(log_w) < 0.9 * N, f"ESS {weight_ess(log_w):.0f}, direction {sign}"
 
 
 def test_ends_stand_for_the_end_of_the_way(both):
@@ -235,14 +236,15 @@ def test_moves_are_made_at_each_temperature_in_turn(carries):
 
 
 def test_a_constant_in_the_energy_moves_the_value_alone():
+    """One so large that the weights themselves would underflow."""
     results = []
-    for offset in (-2.0, 62.0):
+    for offset in (-2.0, 4_998.0):
         case = gaussian(MALA(0.2), offset)
         torch.manual_seed(0)
         results.append((forward(case, 100), backward(case, 100)))
     for plain, shifted in zip(*results, strict=True):
-        assert shifted.value == pytest.approx(plain.value - 64, abs=1e-10)
-        assert shifted.std_error == pytest.approx(plain.std_error, rel=1e-9)
+        assert shifted.value == pytest.approx(plain.value - 5_000, abs=1e-9)
+        assert shifted.std_error == pytest.approx(plain.std_error, rel=1e-8)
         torch.testing.assert_close(shifted.x, plain.x, rtol=0, atol=1e-10)
 
 
