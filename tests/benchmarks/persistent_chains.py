@@ -3,10 +3,10 @@
     python tests/benchmarks/persistent_chains.py
 
 Three seeds of two data sets. All contenders have the same network, steps, learning rate and number of chain steps, so
-nearly the same CPU time; `cd, other batch` starts its chains at data that are not in the batch; `exact` descends the KL itself on a grid that moves at random within a cell, so that nothing
-hides between its points, in two fifths of the steps and with Adam's usual momentum. The KL is a sum over a finer grid
-that stays, in nats. Settings were chosen on seeds 100 and 101. Times are CPU seconds of the training alone, in one
-process with one thread.
+nearly the same CPU time. `cd, other batch` starts its chains at data, but not at those of the batch; `exact` descends
+the KL itself on a grid that moves at random within a cell, so that nothing hides between its points, in two fifths of
+the steps and with Adam's usual momentum. The KL is a sum over a finer grid that stays, in nats. Settings were chosen on
+seeds 100 and 101. Times are CPU seconds of the training alone, in one process with one thread.
 """
 
 import argparse
