@@ -15,6 +15,7 @@ from ebmlib.rbm import RBM, exact_log_z
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "benchmarks"))
 
+import blow_up  # noqa: E402
 import persistent_chains  # noqa: E402
 import rbm_learning  # noqa: E402
 import wine_density  # noqa: E402
@@ -131,6 +132,7 @@ RESULTS = {
     "wine_density": wine_density.INPUTS,
     "persistent_chains": persistent_chains.INPUTS,
     "rbm_learning": rbm_learning.INPUTS,
+    "blow_up": blow_up.INPUTS,
     "wine_ood": wine_ood.INPUTS,
     "wine_grades": wine_grades.INPUTS,
     "wine_probabilities": wine_probabilities.INPUTS,
@@ -201,6 +203,16 @@ def test_the_table_of_machines_is_whole_and_at_rest():
             name = "PCD" if row["method"] == rbm_learning.CONTROL else row["method"]
             best = rbm_learning.best_rate(results["study"], name, row["n_hidden"], row["n_epochs"])
             assert row["rate"] == best, "the rate is what the validation part chose"
+
+
+def test_the_table_of_blow_ups_is_whole():
+    rows = json.loads((FOLDER / "blow_up.json").read_text("utf-8"))["rows"]
+    kinds = [(row["piece"], row["seed"]) for row in rows]
+    assert sorted(kinds) == sorted((piece, seed) for piece in blow_up.PIECES for seed in blow_up.SEEDS)
+    for row in rows:
+        ended = row["blew_up_at"] is None
+        assert ended == (row["kl"] <= blow_up.LOST) and (not ended or row["n_steps"] == blow_up.N_STEPS)
+        assert (row["alarm_at"] is not None) == (row["most_stuck"] > blow_up.SHARE)
 
 
 def test_shuffling_keeps_each_column_and_moves_those_named():
