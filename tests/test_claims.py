@@ -4,9 +4,9 @@ A check that cannot fail proves nothing, so each claim has at least one, but for
 still names. `sabotages/NN_name.toml` lists those of a notebook: the bug, the claim that must fail, the file that it is
 put into ("notebook", or a module of ebmlib), and one replacement, `old` by `new`.
 
-A notebook is run once, in one process. Where a mistake goes into a cell, the process forks: the child runs the cell
-with its mistake and then, of the cells that follow, those that the claim rests on. A mistake in ebmlib forks before
-ebmlib is imported. Where cells were left out, the same cells have to pass without the mistake.
+A notebook is run once, in one process, as far as the last mistake. Where a mistake goes into a cell, the process forks:
+the child runs the cell with its mistake and then, of the cells that follow, those that the claim rests on. A mistake in
+ebmlib forks before ebmlib is imported. Where cells were left out, the same cells have to pass without the mistake.
 """
 
 import ast
@@ -178,7 +178,8 @@ def run(notebook: Path) -> list[str]:
                 waiting.append((sabotage, last, *mistaken(sabotage, cells, Path(folder) / str(i))))
             except (StopIteration, ValueError) as error:
                 problems.append(f"{sabotage.bug}: {error or 'no such claim'}")
-        for place, cell in enumerate(cells):
+        end = max((first for _, _, first, _, _ in waiting), default=-1) + 1  # nothing forks from what follows
+        for place, cell in enumerate(cells[:end]):
             for sabotage, last, first, bad, package in waiting:
                 if first != place:
                     continue
