@@ -42,7 +42,7 @@ test: book  ## Lint, types, static checks of the site, unit tests and claims
 	$(bin)/ruff format -q --check .
 	$(bin)/mypy --no-error-summary
 	$(bin)/python tests/check_site.py build/html
-	$(bin)/pytest -n 2 --dist worksteal  # a few tests are long
+	$(bin)/pytest -n 2 --dist worksteal --durations=20 --durations-min=10  # a few tests are long
 
 # Waits for a file that is newer than the last build's start; a build that fails says so and waits for the next change.
 serve: book  ## Serve the site on localhost, PORT 8000, and rebuild it on every change

@@ -15,6 +15,7 @@ from ebmlib.rbm import RBM, exact_log_z
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "benchmarks"))
 
+import blow_up  # noqa: E402
 import persistent_chains  # noqa: E402
 import rbm_learning  # noqa: E402
 import rbm_rates  # noqa: E402
@@ -133,6 +134,7 @@ RESULTS = {
     "persistent_chains": persistent_chains.INPUTS,
     "rbm_learning": rbm_learning.INPUTS,
     "rbm_rates": rbm_rates.INPUTS,
+    "blow_up": blow_up.INPUTS,
     "wine_ood": wine_ood.INPUTS,
     "wine_grades": wine_grades.INPUTS,
     "wine_probabilities": wine_probabilities.INPUTS,
@@ -221,6 +223,16 @@ def test_the_table_of_rates_is_whole_and_agrees_with_that_of_machines():
         assert row["rate"] == rbm_rates.best_rate(results["study"], row["method"], row["n_hidden"])
         same = known.get((row["rate"], *(row[key] for key in keys)))
         assert same is None or row["train"] == same, "the same run gave something else"
+
+
+def test_the_table_of_blow_ups_is_whole():
+    rows = json.loads((FOLDER / "blow_up.json").read_text("utf-8"))["rows"]
+    kinds = [(row["piece"], row["seed"]) for row in rows]
+    assert sorted(kinds) == sorted((piece, seed) for piece in blow_up.PIECES for seed in blow_up.SEEDS)
+    for row in rows:
+        ended = row["blew_up_at"] is None
+        assert ended == (row["kl"] <= blow_up.LOST) and (not ended or row["n_steps"] == blow_up.N_STEPS)
+        assert (row["alarm_at"] is not None) == (row["most_stuck"] > blow_up.SHARE)
 
 
 def test_shuffling_keeps_each_column_and_moves_those_named():

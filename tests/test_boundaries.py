@@ -32,6 +32,7 @@ from torch import Tensor
 
 import ebmlib
 from ebmlib import (
+    annealing,
     buffer,
     checkpoint,
     conditional,
@@ -66,6 +67,7 @@ REFUSED = r"not implemented for|[Ll]ow precision dtypes|dtype|data type|scalar t
 OURS = {"ValueError", "NotFinite", "TypeError", "Divergence"}
 # Without an input that has rows.
 WITHOUT_ROWS = {
+    "annealing.Kernel",
     *"checkpoint.Stateful energies.Distribution samplers.Kernel energies.NotFinite training.Divergence".split(),
     *"datasets.wine_quality datasets.digits datasets.kfold datasets.Split".split(),
     *"notebook.setup notebook.progress notebook.glue notebook.benchmark_results plotting.use_style".split(),
@@ -166,7 +168,21 @@ class Base(torch.nn.Module):
         return energies.GaussianEnergy(self.mean, torch.eye(2, dtype=self.mean.dtype))
 
 
+def annealed(x: Tensor, e: Any) -> tuple[Tensor, Tensor]:
+    """What the chains forward give; they start at draws of their own."""
+    return annealing.annealed_importance_sampling(e, gaussian(x), samplers.MALA(0.1), [0, 0.5, 1], 8)[3:]
+
+
+def annealed_back(x: Tensor, e: Any) -> tuple[Tensor, Tensor]:
+    return annealing.reverse_annealed_importance_sampling(e, gaussian(x), samplers.MALA(0.1), [0, 0.5, 1], x)[3:]
+
+
 CASES: dict[str, Callable[[Tensor, Any], Any]] = {
+    "annealing.Annealed": annealed,
+    "annealing.annealed_importance_sampling": annealed,
+    "annealing.reverse_annealed_importance_sampling": annealed_back,
+    "annealing.bennett_acceptance_ratio": lambda x, e: annealing.bennett_acceptance_ratio(x[:, 0], -x[:, 1]),
+    "annealing.geometric_path": lambda x, e: annealing.geometric_path(e, gaussian(x))(0.3)(x),
     "buffer.ReplayBuffer": lambda x, e: buffer.ReplayBuffer(x, fresh=lambda n: x[:n]).x,
     "checkpoint.save_checkpoint": checkpointed,
     "checkpoint.load_checkpoint": checkpointed,
@@ -270,6 +286,8 @@ CASES: dict[str, Callable[[Tensor, Any], Any]] = {
     "widget.Html": lambda x, e: (widget.landscape(gaussian(x), x[0], x[0] + 1), 1.0)[1],
 }
 RANDOM = {
+    *"annealing.Annealed annealing.annealed_importance_sampling".split(),
+    *"annealing.reverse_annealed_importance_sampling".split(),
     *"fitting.Fit fitting.train_to_best fitting.fit_tilt fitting.fit_flow losses.conditional_noise_contrastive".split(),
     *"partition.importance_sampling rbm.BlockGibbs rbm.SingleFlip rbm.sample_bits".split(),
     *"rbm_exact.exact_samples rbm_training.contrastive_epoch".split(),
@@ -280,7 +298,10 @@ BINARY = {
     *"rbm_training.contrastive_epoch partition.enumeration".split(),
 }
 WITHOUT_ENERGY = {name for name, case in CASES.items() if all(i.argval != "e" for i in dis.get_instructions(case))}
-OF_NO_ROW = {"partition.enumeration", "partition.importance_sampling"}  # they make their own
+OF_NO_ROW = {  # they make their own
+    *"annealing.Annealed annealing.annealed_importance_sampling".split(),
+    *"partition.enumeration partition.importance_sampling".split(),
+}
 OF_ONE_ROW = {name for name, case in CASES.items() if "x[0]" in inspect.getsource(case)}  # there is none
 
 

@@ -10,6 +10,7 @@ SCRIPT = """
 import resource, sys
 from pathlib import Path
 import torch
+from ebmlib.annealing import annealed_importance_sampling
 from ebmlib.energies import GaussianEnergy
 from ebmlib.networks import Confined, MLPEnergy
 from ebmlib.partition import enumeration, importance_sampling, quadrature
@@ -39,6 +40,12 @@ def every_kernel(function, n):
     smooth = [function(kernel, net, start, n) for kernel in (Langevin(0.01), MALA(0.01), HMC(0.1, 2))]
     return smooth, [function(kernel, rbm, bits, n) for kernel in (BlockGibbs(), SingleFlip())]
 
+def annealed(n_temps):
+    rbm, bits = RBM(64, 16), torch.distributions.Bernoulli(torch.full((64,), 0.5))
+    path, betas = lambda beta: rbm.tempered(beta, torch.zeros(64)), torch.linspace(0, 1, n_temps)
+    base = torch.distributions.Independent(bits, 1)
+    return annealed_importance_sampling(rbm, base, BlockGibbs(), betas, 1000, path=path)
+
 torch.set_num_threads(1)
 torch.manual_seed(0)
 net = MLPEnergy(2, (64, 64))
@@ -58,6 +65,7 @@ CASES = {  # call: (a smaller one that warms up, MiB allowed). Where a graph or 
     "persistent chains": ("trained(2000, 1000)", "trained(20, 10)", 80),
     "contrastive divergence of many steps": ("trained(100, None, n_steps=500)", "trained(20, None)", 40),
     "a batch larger than the data": ("trained(100, None, batch_size=10**6)", "trained(20, None)", 40),
+    "annealing": ("annealed(1000)", "annealed(3)", 40),
     "own loop": ("own_loop(1000)", "own_loop(2)", 40),
     "run": ("every_kernel(run, 300)", "every_kernel(run, 2)", 40),
     "trace": ("every_kernel(trace, 20)", "every_kernel(trace, 2)", 60),
