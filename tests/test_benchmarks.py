@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT / "tests" / "benchmarks"))
 import blow_up  # noqa: E402
 import persistent_chains  # noqa: E402
 import rbm_learning  # noqa: E402
+import rbm_rates  # noqa: E402
 import wine_density  # noqa: E402
 import wine_grades  # noqa: E402
 import wine_ood  # noqa: E402
@@ -132,6 +133,7 @@ RESULTS = {
     "wine_density": wine_density.INPUTS,
     "persistent_chains": persistent_chains.INPUTS,
     "rbm_learning": rbm_learning.INPUTS,
+    "rbm_rates": rbm_rates.INPUTS,
     "blow_up": blow_up.INPUTS,
     "wine_ood": wine_ood.INPUTS,
     "wine_grades": wine_grades.INPUTS,
@@ -203,6 +205,24 @@ def test_the_table_of_machines_is_whole_and_at_rest():
             name = "PCD" if row["method"] == rbm_learning.CONTROL else row["method"]
             best = rbm_learning.best_rate(results["study"], name, row["n_hidden"], row["n_epochs"])
             assert row["rate"] == best, "the rate is what the validation part chose"
+
+
+def test_the_table_of_rates_is_whole_and_agrees_with_that_of_machines():
+    results, machines = (
+        json.loads((FOLDER / f"{name}.json").read_text("utf-8")) for name in ("rbm_rates", "rbm_learning")
+    )
+    keys = ("method", "n_hidden", "n_epochs", "split", "seed")
+    first = [(0, seed) for seed in rbm_learning.SEEDS]
+    expected = [(rbm_rates.STEADY, 12, rbm_rates.N_STEADY, *at) for at in first]
+    for name, size in rbm_rates.MACHINES:
+        where = first + list(rbm_learning.FURTHER if size == 16 else ())
+        expected += [(name, size, rbm_rates.N_EPOCHS, *at) for at in where]
+    assert sorted(tuple(row[key] for key in keys) for row in results["rows"]) == sorted(expected)
+    known = {(row["rate"], *(row[key] for key in keys)): row["train"] for row in machines["rows"]}
+    for row in results["rows"]:
+        assert row["rate"] == rbm_rates.best_rate(results["study"], row["method"], row["n_hidden"])
+        same = known.get((row["rate"], *(row[key] for key in keys)))
+        assert same is None or row["train"] == same, "the same run gave something else"
 
 
 def test_the_table_of_blow_ups_is_whole():
