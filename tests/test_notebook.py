@@ -23,6 +23,16 @@ def threads_and_style():
     with mpl.rc_context():
         yield
     torch.set_num_threads(n_threads)
+    torch.set_flush_denormal(False)
+
+
+def test_setup_flushes_what_is_too_small_to_be_fast():
+    supported, tiny = torch.set_flush_denormal(True), torch.full((9,), 1e-38)
+    torch.set_flush_denormal(False)
+    assert (tiny / 8).count_nonzero() == 9  # subnormal
+    notebook.setup(seed=0)
+    assert (tiny / 8).count_nonzero() == (0 if supported else 9)
+    assert (2 * tiny / 1.5).count_nonzero() == 9  # normal: above 1.2e-38
 
 
 def test_setup_seeds_and_names_the_device():
