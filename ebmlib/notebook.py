@@ -19,7 +19,7 @@ def setup(seed: int) -> torch.device:
     """Seed torch, set the book's figure style and return the device to work on: the GPU, where there is one.
 
     One CPU thread is set: the book's networks are too small to gain from more, and equal runs give equal bits. Numbers
-    below 1e-38 in size (single precision) become zero where the CPU can do so: gradients that vanish would slow it down.
+    below 1e-38 (single precision) become zero where the CPU can do so, for gradients that vanish slow it down.
     Figures become SVG where an IPython shell runs; a plain script starts none.
     """
     torch.manual_seed(seed)

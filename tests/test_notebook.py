@@ -27,12 +27,12 @@ def threads_and_style():
 
 
 def test_setup_flushes_what_is_too_small_to_be_fast():
-    supported, tiny = torch.set_flush_denormal(True), torch.full((9,), 1e-38)
+    small, supported = torch.full((9,), 2e-38), torch.set_flush_denormal(True)  # the least normal number is 1.2e-38
     torch.set_flush_denormal(False)
-    assert (tiny / 8).count_nonzero() == 9  # subnormal
+    assert (small / 8).count_nonzero() == 9
     notebook.setup(seed=0)
-    assert (tiny / 8).count_nonzero() == (0 if supported else 9)
-    assert (2 * tiny / 1.5).count_nonzero() == 9  # normal: above 1.2e-38
+    assert (small / 8).count_nonzero() == (0 if supported else 9)
+    assert (small / 1.5).count_nonzero() == 9
 
 
 def test_setup_seeds_and_names_the_device():
