@@ -15,6 +15,7 @@ from ebmlib.rbm import RBM, exact_log_z
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "benchmarks"))
 
+import annealing  # noqa: E402
 import blow_up  # noqa: E402
 import persistent_chains  # noqa: E402
 import rbm_learning  # noqa: E402
@@ -130,6 +131,7 @@ def test_published_folds_are_read(tmp_path):
 
 
 RESULTS = {
+    "annealing": annealing.INPUTS,
     "wine_density": wine_density.INPUTS,
     "persistent_chains": persistent_chains.INPUTS,
     "rbm_learning": rbm_learning.INPUTS,
@@ -165,6 +167,17 @@ def test_the_wine_table_adds_up():
         assert len(row["per_fold"]) == 10
         assert row["nats_mean"] == pytest.approx(np.mean(row["per_fold"]))
         assert row["nats_se"] == pytest.approx(np.std(row["per_fold"], ddof=1) / 10**0.5)
+
+
+def test_the_table_of_annealed_chains_is_whole_and_meets_its_bars():
+    rows = json.loads((FOLDER / "annealing.json").read_text("utf-8"))["rows"]
+    kinds = [(row["seed"], row["n_temps"]) for row in rows]
+    assert kinds == [(seed, n) for seed in annealing.SEEDS for n in annealing.N_TEMPS]
+    for n_temps, must in ((100, 0.12), (1000, 0.03)):
+        assert max(row["forward"]["rms_error"] for row in rows if row["n_temps"] == n_temps) <= must
+    for n_temps in annealing.N_TEMPS[1:]:
+        brackets = [row["bracket"] for row in rows if row["n_temps"] == n_temps]
+        assert np.mean(brackets) >= 0.99, f"{n_temps} temperatures: {brackets}"
 
 
 def test_the_table_of_persistent_chains_is_whole_and_meets_its_bars():
