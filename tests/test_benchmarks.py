@@ -19,6 +19,7 @@ import blow_up  # noqa: E402
 import persistent_chains  # noqa: E402
 import rbm_learning  # noqa: E402
 import rbm_rates  # noqa: E402
+import score_learning  # noqa: E402
 import wine_density  # noqa: E402
 import wine_grades  # noqa: E402
 import wine_ood  # noqa: E402
@@ -135,6 +136,7 @@ RESULTS = {
     "rbm_learning": rbm_learning.INPUTS,
     "rbm_rates": rbm_rates.INPUTS,
     "blow_up": blow_up.INPUTS,
+    "score_learning": score_learning.INPUTS,
     "wine_ood": wine_ood.INPUTS,
     "wine_grades": wine_grades.INPUTS,
     "wine_probabilities": wine_probabilities.INPUTS,
@@ -233,6 +235,15 @@ def test_the_table_of_blow_ups_is_whole():
         ended = row["blew_up_at"] is None
         assert ended == (row["kl"] <= blow_up.LOST) and (not ended or row["n_steps"] == blow_up.N_STEPS)
         assert (row["alarm_at"] is not None) == (row["most_stuck"] > blow_up.SHARE)
+
+
+def test_the_table_of_scores_is_whole_and_meets_its_bar():
+    rows = json.loads((FOLDER / "score_learning.json").read_text("utf-8"))["rows"]
+    kinds = [(row["loss"], row["seed"]) for row in rows]
+    assert sorted(kinds) == sorted((name, seed) for name in score_learning.NOISE for seed in score_learning.SEEDS)
+    for name in score_learning.NOISE:
+        mean = np.mean([row["fisher"] for row in rows if row["loss"] == name])
+        assert mean <= score_learning.BAR, f"{name}: {mean}"
 
 
 def test_shuffling_keeps_each_column_and_moves_those_named():

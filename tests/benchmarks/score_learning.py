@@ -95,6 +95,7 @@ def main() -> None:
         for seed in SEEDS:
             rows.append(fit(name, seed))
             print({key: value if isinstance(value, str) else round(value, 4) for key, value in rows[-1].items()})
+    origin["cpu_seconds"] = round(time.process_time())
     out.write_text(json.dumps({"provenance": origin, "rows": rows}, indent=1) + "\n", "utf-8")
 
 
