@@ -20,6 +20,7 @@ import persistent_chains  # noqa: E402
 import rbm_learning  # noqa: E402
 import rbm_rates  # noqa: E402
 import score_learning  # noqa: E402
+import score_wine  # noqa: E402
 import wine_density  # noqa: E402
 import wine_grades  # noqa: E402
 import wine_ood  # noqa: E402
@@ -137,6 +138,7 @@ RESULTS = {
     "rbm_rates": rbm_rates.INPUTS,
     "blow_up": blow_up.INPUTS,
     "score_learning": score_learning.INPUTS,
+    "score_wine": score_wine.INPUTS,
     "wine_ood": wine_ood.INPUTS,
     "wine_grades": wine_grades.INPUTS,
     "wine_probabilities": wine_probabilities.INPUTS,
@@ -244,6 +246,14 @@ def test_the_table_of_scores_is_whole_and_meets_its_bar():
     for name in score_learning.NOISE:
         mean = np.mean([row["fisher"] for row in rows if row["loss"] == name])
         assert mean <= score_learning.BAR, f"{name}: {mean}"
+
+
+def test_the_table_of_tilted_wines_is_whole():
+    rows = json.loads((FOLDER / "score_wine.json").read_text("utf-8"))["rows"]
+    expected = sorted((method, fold) for method in score_wine.METHODS for fold in range(10))
+    assert sorted((row["method"], row["fold"]) for row in rows) == expected
+    for row in rows:
+        assert row["ess"] > 5000 and row["log_z_error"] < 0.02, "log Z is known well enough to compare by it"
 
 
 def test_shuffling_keeps_each_column_and_moves_those_named():
