@@ -3,10 +3,11 @@
     python tests/benchmarks/score_wine.py
 
 Protocol B: duplicate rows dropped, ten folds. The wines are log-transformed and standardised; a gain over the base is
-the same in every space. The base is a mixture of five Gaussians; each method trains the same tilt of it, from zero, with
-the same steps and batches, at two learning rates. Validation, with log Z by importance sampling from the base, stops
-each run and chooses the rate; a test part is scored once. `kept` is the gain in nats a wine at the best step, `last`
-that at the last step of the chosen run, had nothing stopped it; `ess` is that of 50,000 draws for log Z at the kept step.
+the same in every space. The base is a mixture of five Gaussians; each method trains the same tilt of it, from zero,
+with the same steps and batches, at two learning rates. Validation, with log Z by importance sampling from the base,
+stops each run and chooses the rate; a test part is scored once. `kept` is the gain in nats a wine at the best step,
+`last` that at the last step of the chosen run, had nothing stopped it; `ess` is that of 50,000 draws for log Z at the
+kept step.
 """
 
 import argparse
