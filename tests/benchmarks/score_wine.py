@@ -6,8 +6,8 @@ Protocol B: duplicate rows dropped, ten folds. The wines are log-transformed and
 the same in every space. The base is a mixture of five Gaussians; each method trains the same tilt of it, from zero,
 with the same steps and batches, at two learning rates. Validation, with log Z by importance sampling from the base,
 stops each run and chooses the rate; a test part is scored once. `kept` is the gain in nats a wine at the best step,
-`last` that at the last step of the chosen run, had nothing stopped it; `ess` is that of 50,000 draws for log Z at the
-kept step.
+`moved` the same at test wines moved within their rounding cells, where a comb on the lattice gains nothing, `last` that
+at the last step of the chosen run, had nothing stopped it; `ess` is that of 50,000 draws for log Z at the kept step.
 """
 
 import argparse
@@ -38,14 +38,20 @@ INPUTS = [
     "ebmlib/data/winequality-red.csv",
 ]
 LOG_COLUMNS = [0, 1, 3, 4, 5, 6, 9, 10]
-METHODS = ("NCE", "sliced", "denoising, σ = 0.1", "denoising, σ = 0.2", "denoising, σ = 0.4")
-RATES, N_STEPS, EVERY, BATCH, NU = (1e-3, 5e-3), 300, 20, 128, 10
+METHODS = ("NCE", "sliced", "denoising, σ = 0.1", "denoising, σ = 0.3")
+RATES, N_STEPS, EVERY, BATCH, NU = (5e-3, 2e-2), 300, 20, 128, 10
+LATTICE = [0.1, 0.005, 0.01, 0.1, 0.001, 1.0, 1.0, 1e-5, 0.01, 0.01, 0.1]  # the step each column is rounded to
 
 
-def parts(wines: Tensor, split: Split) -> tuple[Tensor, Tensor, Tensor]:
-    """Return training, validation and test wines, in the space of the nine parts that do not test."""
+def parts(wines: Tensor, split: Split, seed: int) -> tuple[Tensor, ...]:
+    """Return training, validation and test wines in the space of the nine parts that do not test, and the test wines
+    moved at random within their rounding cells.
+    """
     space = LogStandardize(wines[np.concatenate([split.train, split.validation])], LOG_COLUMNS)
-    return tuple(space.forward(wines[rows]) for rows in (split.train, split.validation, split.test))
+    test = wines[split.test]
+    shift = torch.rand(test.shape, generator=torch.Generator().manual_seed(seed)) - 0.5
+    moved = test + shift * torch.tensor(LATTICE)
+    return tuple(space.forward(x) for x in (wines[split.train], wines[split.validation], test, moved))
 
 
 def loss(method: str, energy: TiltedEnergy, log_z: Tensor, x: Tensor, x_noise: Tensor) -> Tensor:
@@ -93,11 +99,11 @@ def fit(method: str, rate: float, x: Tensor, x_validation: Tensor, base: Any, se
     return best | {"last": energy.tilt, "rate": rate}
 
 
-def judged(tilt: MLPEnergy, base: Any, x_test: Tensor) -> tuple[float, LogZ]:
-    """Return the gain of a tilt over its base at test wines, and its log Z."""
+def judged(tilt: MLPEnergy, base: Any, *tests: Tensor) -> tuple[list[float], LogZ]:
+    """Return the gain of a tilt over its base at each set of test wines, and its log Z."""
     energy = TiltedEnergy(base, tilt).eval()
     log_z = importance_sampling(energy, base, 50_000)
-    return gain(energy, x_test, log_z.value), log_z
+    return [gain(energy, x, log_z.value) for x in tests], log_z
 
 
 def main() -> None:
@@ -110,16 +116,16 @@ def main() -> None:
     wines = torch.tensor(table.drop(columns="quality").to_numpy(), dtype=torch.float32)
     rows = []
     for k, split in enumerate(kfold(len(wines))):
-        x, x_validation, x_test = parts(wines, split)
+        x, x_validation, x_test, x_moved = parts(wines, split, k)
         base = mixture(x, 5)
         for method in METHODS:
             runs = [fit(method, rate, x, x_validation, base, seed=k) for rate in RATES]
             chosen = max(runs, key=lambda run: run["validation"])
-            kept, log_z = judged(chosen["tilt"], base, x_test)
-            last, _ = judged(chosen["last"], base, x_test)
-            row = {"method": method, "fold": k, "rate": chosen["rate"], "kept": kept, "last": last, "ess": log_z.ess}
-            rows.append(row | {"log_z_error": log_z.std_error})
-            print(row, flush=True)
+            (kept, moved), log_z = judged(chosen["tilt"], base, x_test, x_moved)
+            (last,), _ = judged(chosen["last"], base, x_test)
+            row = {"method": method, "fold": k, "rate": chosen["rate"], "kept": kept, "moved": moved, "last": last}
+            rows.append(row | {"ess": log_z.ess, "log_z_error": log_z.std_error})
+            print({key: round(v, 4) if isinstance(v, float) else v for key, v in rows[-1].items()}, flush=True)
     origin["cpu_seconds"] = round(time.process_time())
     out.write_text(json.dumps({"provenance": origin, "rows": rows}, indent=1) + "\n", "utf-8")
 
