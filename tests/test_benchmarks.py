@@ -20,6 +20,8 @@ import blow_up  # noqa: E402
 import persistent_chains  # noqa: E402
 import rbm_learning  # noqa: E402
 import rbm_rates  # noqa: E402
+import score_learning  # noqa: E402
+import score_wine  # noqa: E402
 import wine_density  # noqa: E402
 import wine_grades  # noqa: E402
 import wine_ood  # noqa: E402
@@ -137,6 +139,8 @@ RESULTS = {
     "rbm_learning": rbm_learning.INPUTS,
     "rbm_rates": rbm_rates.INPUTS,
     "blow_up": blow_up.INPUTS,
+    "score_learning": score_learning.INPUTS,
+    "score_wine": score_wine.INPUTS,
     "wine_ood": wine_ood.INPUTS,
     "wine_grades": wine_grades.INPUTS,
     "wine_probabilities": wine_probabilities.INPUTS,
@@ -246,6 +250,23 @@ def test_the_table_of_blow_ups_is_whole():
         ended = row["blew_up_at"] is None
         assert ended == (row["kl"] <= blow_up.LOST) and (not ended or row["n_steps"] == blow_up.N_STEPS)
         assert (row["alarm_at"] is not None) == (row["most_stuck"] > blow_up.SHARE)
+
+
+def test_the_table_of_scores_is_whole_and_meets_its_bar():
+    rows = json.loads((FOLDER / "score_learning.json").read_text("utf-8"))["rows"]
+    kinds = [(row["loss"], row["seed"]) for row in rows]
+    assert sorted(kinds) == sorted((name, seed) for name in score_learning.NOISE for seed in score_learning.SEEDS)
+    for name in score_learning.HELD:
+        mean = np.mean([row["fisher"] for row in rows if row["loss"] == name])
+        assert mean <= score_learning.BAR, f"{name}: {mean}"
+
+
+def test_the_table_of_tilted_wines_is_whole():
+    rows = json.loads((FOLDER / "score_wine.json").read_text("utf-8"))["rows"]
+    expected = sorted((method, fold) for method in score_wine.METHODS for fold in range(10))
+    assert sorted((row["method"], row["fold"]) for row in rows) == expected
+    for row in rows:
+        assert row["log_z_error"] < 0.1, "log Z is known to less than half of what NCE is ahead by"
 
 
 def test_shuffling_keeps_each_column_and_moves_those_named():

@@ -51,6 +51,7 @@ from ebmlib import (
     rbm_exact,
     rbm_training,
     samplers,
+    score_matching,
     tilted,
     toys,
     training,
@@ -271,6 +272,11 @@ CASES: dict[str, Callable[[Tensor, Any], Any]] = {
     "samplers.run": lambda x, e: samplers.run(samplers.Langevin(0.1, 0.0), e, x, 2),
     "samplers.trace": lambda x, e: samplers.trace(samplers.Langevin(0.1, 0.0), e, x, 2).x[1],
     "samplers.leapfrog": lambda x, e: samplers.leapfrog(e, x, x, x, 0.1, 2),
+    "score_matching.exact_score_matching": lambda x, e: score_matching.exact_score_matching(e, x),
+    "score_matching.sliced_score_matching": lambda x, e: score_matching.sliced_score_matching(e, x, 1, generator()),
+    "score_matching.denoising_score_matching": lambda x, e: score_matching.denoising_score_matching(
+        e, x, 0.3, generator()
+    ),
     "tilted.TiltedEnergy": lambda x, e: tilted.TiltedEnergy(gaussian(x), e)(x),
     "toys.Toy": lambda x, e: toys.rings().log_prob(x),
     "toys.eight_gaussians": lambda x, e: toys.eight_gaussians().log_prob(x),
@@ -291,6 +297,7 @@ RANDOM = {
     *"fitting.Fit fitting.train_to_best fitting.fit_tilt fitting.fit_flow losses.conditional_noise_contrastive".split(),
     *"partition.importance_sampling rbm.BlockGibbs rbm.SingleFlip rbm.sample_bits".split(),
     *"rbm_exact.exact_samples rbm_training.contrastive_epoch".split(),
+    *"score_matching.sliced_score_matching score_matching.denoising_score_matching".split(),
     *"tuning.tune samplers.Chains samplers.Langevin samplers.MALA samplers.HMC".split(),
 }
 BINARY = {
