@@ -25,6 +25,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import torch
+from persistent_chains import grid, make_energy
 from provenance import RESULTS, provenance
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
@@ -34,14 +35,17 @@ from ebmlib.buffer import ReplayBuffer
 from ebmlib.datasets import mixture
 from ebmlib.energies import Energy, score
 from ebmlib.losses import conditional_noise_contrastive, contrastive_divergence, nce_from_logits
-from ebmlib.networks import Confined, MLPEnergy
+from ebmlib.networks import MLPEnergy
 from ebmlib.samplers import MALA, run
 from ebmlib.score_matching import denoising_score_matching, exact_score_matching, sliced_score_matching
 from ebmlib.toys import checkerboard, eight_gaussians, rings, two_moons
 from ebmlib.training import Divergence, minibatches, train
 
 MODULES = "buffer datasets energies losses networks samplers score_matching toys training".split()
-INPUTS = [*(f"ebmlib/{name}.py" for name in MODULES), *(f"tests/benchmarks/{n}.py" for n in ("methods", "provenance"))]
+INPUTS = [
+    *(f"ebmlib/{name}.py" for name in MODULES),
+    *(f"tests/benchmarks/{n}.py" for n in ("methods", "persistent_chains", "provenance")),
+]
 TOYS: dict[str, Any] = {
     "two moons": two_moons(),
     "rings": rings(),
@@ -49,7 +53,7 @@ TOYS: dict[str, Any] = {
     "checkerboard": checkerboard(),
 }
 SEEDS, CHOICE_SEED, BUDGETS = (0, 1, 2), 100, (5.0, 20.0)
-HALF_WIDTH, BATCH, POOL, FITTED, NU = 6.0, 256, 200_000, 20_000, 4
+BATCH, POOL, FITTED, NU = 256, 200_000, 20_000, 4
 
 
 class Setting(NamedTuple):
@@ -73,12 +77,6 @@ GRID: dict[str, tuple[str, list[Setting]]] = {
     "levels": ("smallest σ", [Setting(lr, o) for lr in (3e-3, 1e-2) for o in (0.05, 0.1)]),
 }
 STEP_SIZE, LARGEST_SIGMA = 0.03, 2.0
-
-
-def grid(n_points: int) -> tuple[Tensor, float]:
-    """Return the midpoints of n_points² equal cells, and the area of a cell."""
-    axis = (torch.arange(n_points) + 0.5) / n_points * 2 * HALF_WIDTH - HALF_WIDTH
-    return torch.cartesian_prod(axis, axis), (2 * HALF_WIDTH / n_points) ** 2
 
 
 @torch.no_grad()
@@ -107,14 +105,16 @@ class Levels(nn.Module):
         return self.net(torch.cat([x, sigma.log()], 1)) / sigma.squeeze(1).sqrt() + confined
 
 
-def make_energy(method: str, option: float) -> nn.Module:
-    """Return the network, 64² SiLU in a Gaussian of width 2; its first layer starts twice as large as usual."""
-    energy = Levels(option) if method == "levels" else Confined(MLPEnergy(2, (64, 64)), 2.0)
-    mlp: Any = energy.net if method == "levels" else energy.energy
+def make_model(method: str, option: float) -> nn.Module:
+    """Return the network of `persistent_chains`, or with the noise as an input; the first layer starts as large."""
+    if method != "levels":
+        return make_energy()
+    model = Levels(option)
+    first: Any = model.net.net[0]
     with torch.no_grad():
-        for p in mlp.net[0].parameters():
+        for p in first.parameters():
             p.mul_(2)
-    return energy
+    return model
 
 
 def make_loss(
@@ -169,7 +169,7 @@ def make_loss(
 def fit(toy_name: str, method: str, setting: Setting, seed: int, n_steps: int) -> dict[str, Any]:
     """Return the outcome of one training."""
     torch.manual_seed(seed)
-    toy, energy = TOYS[toy_name], make_energy(method, setting.option)
+    toy, energy = TOYS[toy_name], make_model(method, setting.option)
     log_z = nn.Parameter(torch.zeros(()))
     x = toy.sample((POOL,))
     loss = make_loss(method, setting.option, toy, energy, log_z, x)
