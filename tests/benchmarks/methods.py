@@ -93,7 +93,7 @@ def judge(toy: Any, energy: Energy) -> dict[str, float]:
 
 
 class Levels(nn.Module):
-    """E(x, σ): a network of x and log σ, over σ, for the energy of sharper data is steeper; confined."""
+    """E(x, σ): a network of x and log σ, over √σ, for the energy of sharper data is steeper; confined."""
 
     def __init__(self, sigma: float):
         super().__init__()
