@@ -197,7 +197,7 @@ class Autoregressive(nn.Module):
 
 
 class Levels(nn.Module):
-    """P(pixels) = Π P(pixel | those before it), a softmax over the levels: a likelihood that needs no dequantisation."""
+    """P(pixels) = Π P(pixel | those before it), a softmax over levels: a likelihood that needs no dequantisation."""
 
     def __init__(self, hidden: int, drop: float):
         import zuko

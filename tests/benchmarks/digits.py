@@ -9,8 +9,8 @@ of validation values as `tried`; the second takes the best of each (`CHOSEN`) to
 fit; test images are scored once.
 
 `likelihood`: bits a pixel, a bound by Jensen that is averaged over 100 dequantisations of a test image; its standard
-error is over images, and that of the gain over the mixture includes that of log Z. `mixture, cut` is the mixture without
-what lies outside of the pixels' range; "autoregressive, 17 levels" gives an exact probability, and no bound.
+error is over images, and that of the gain over the mixture includes that of log Z. "mixture, cut" is the mixture
+without what lies outside of the pixels' range; "autoregressive, 17 levels" gives an exact probability, and no bound.
 `dequantization`: the same images, by the logarithm of the mean likelihood over n draws.
 `architecture`: each variant of the tilt with the same base, steps and draws of log Z, its learning rate tried.
 `joint`: one network of ten logits by cross-entropy alone, and as energies p(y, class) ∝ q(y) exp(logit), by NCE with
@@ -19,6 +19,7 @@ the mixture q as noise plus cross-entropy.
 rank; `false_alarm` is that among the other half. `gain` is the AUROC above that of the mixture on the same images, its
 standard error by DeLong. `nats` is how much less likely than test images the others are on average, where a score is a
 log density. A class is left out with models of its own, all ten over the seeds.
+`complexity`: Spearman's correlation of each score with the length of the image as zlib packs it, over test images.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from typing import Any
 
 import torch
 from digit_models import (
+    N_CLASSES,
     SPACE,
     Cut,
     Data,
@@ -76,11 +78,15 @@ N_DRAWS, LOG_Z_DRAWS, ARCHITECTURE_DRAWS = 100, 2_000_000, 1_000_000
 STEPS = {"autoregressive": 800, "autoregressive, 17 levels": 800, "flow": 500, "tilt, MLP": 700}
 STEPS |= {"tilt, convolution": 700, "architecture": 400, "classifier": 500, "left out": 300}
 ALPHA = 0.1
+MODELS = (
+    *("Gaussian", "mixture", "mixture, cut", "mixture on PCA", "autoregressive", "flow", "autoregressive, 17 levels"),
+    *("tilt, MLP", "tilt, convolution"),
+)
 TRANSFORMED = ("inverted", "rotated", "blurred", "averaged", "shuffled pixels", "constant")
 
 # Each grid has four settings, a network's two learning rates in it; CHOSEN is what validation on seed 100 preferred.
 GRIDS: dict[str, list[dict[str, Any]]] = {
-    "mixture on PCA": [{"n_kept": n} for n in (10, 20, 30, 45)],
+    "mixture on PCA": [{"n_kept": n} for n in (15, 30, 45, 60)],
     "autoregressive": [{"lr": lr, "drop": drop} for lr in (3e-3, 1e-2) for drop in (0.1, 0.3)],
     "autoregressive, 17 levels": [{"lr": lr, "drop": drop} for lr in (3e-3, 1e-2) for drop in (0.3, 0.5)],
     "flow": [{"lr": lr, "hidden": hidden} for lr in (3e-3, 1e-2) for hidden in (64, 128)],
@@ -396,12 +402,24 @@ def compare(
     return rows
 
 
+def complexity(table: dict[str, Any], normal: Tensor, seed: int) -> list[dict]:
+    from scipy.stats import spearmanr
+
+    y, bits = copies(normal, 1, torch.Generator().manual_seed(4000 + seed)), zipped_bits(normal)
+    rows = []
+    with torch.no_grad():
+        for name, score in table.items():
+            rows.append({"seed": seed, "score": name, "correlation": float(spearmanr(score(normal, y), bits)[0])})
+    return rows
+
+
 def ood(
     data: Data, models: dict[str, Any], nets: dict[str, Tilt], seed: int, share: float, left_out: tuple[int, ...]
-) -> list[dict]:
+) -> tuple[list[dict], list[dict]]:
     tilts = {"tilt": models["tilt, convolution"], "tilt, MLP": models["tilt, MLP"]}
     others = other_images(data.pixels_test, data.labels_test, torch.Generator().manual_seed(seed))
-    rows = compare(scores(data, models["mixture"], tilts, nets), data.pixels_test, others, seed, None)
+    table = scores(data, models["mixture"], tilts, nets)
+    rows, correlations = compare(table, data.pixels_test, others, seed, None), complexity(table, data.pixels_test, seed)
     for digit in left_out:
         part = load(seed, digit)
         q = fit_mixture(part.y, part.y_validation, (20,))
@@ -414,14 +432,14 @@ def ood(
         is_new = part.labels_test == digit
         rows += compare(table, part.pixels_test[~is_new], {"class left out": part.pixels_test[is_new]}, seed, digit)
         print(seed, "without", digit, {r["score"]: round(r["auroc"], 3) for r in rows[-len(table) :]}, flush=True)
-    return rows
+    return rows, correlations
 
 
 # ---------------------------------------------------------------- what was tried, and the run
 
 
-def select(share: float) -> list[dict]:
-    """Return the validation values of every setting, on the selection seed."""
+def select(share: float, names: list[str]) -> list[dict]:
+    """Return the validation values of every setting of the named models, or of all, on the selection seed."""
     data, rows = load(SELECTION_SEED), []
     q = fit_mixture(data.y, data.y_validation)
 
@@ -429,14 +447,17 @@ def select(share: float) -> list[dict]:
         rows.append({"model": model, "setting": setting, "validation": validation, "cpu_seconds": round(seconds, 1)})
         print(rows[-1], flush=True)
 
-    for name, grid in GRIDS.items():
-        for setting in grid:
+    for name in [name for name in GRIDS if name in names or not names]:
+        for setting in GRIDS[name]:
             begin = time.process_time()
             _, value = fit(name, data, q, SELECTION_SEED, share, setting)
             note(name, setting, value, time.process_time() - begin)
-    best = max((row for row in rows if row["model"] == "plain"), key=lambda row: row["validation"])
-    classifier, _ = fit("plain", data, q, SELECTION_SEED, share, best["setting"])
-    for name in VARIANTS:
+    variants = [name for name in VARIANTS if name in names or not names]
+    classifier = mlp(0.0, n_out=N_CLASSES)
+    if variants:
+        setting = best_settings(rows)["plain"] if not names else CHOSEN["plain"]
+        classifier, _ = fit("plain", data, q, SELECTION_SEED, share, setting)
+    for name in variants:
         for lr in LINEAR_RATES if name.endswith("linear") else RATES:
             begin = time.process_time()
             _, value = fit_variant(name, data, q, classifier, SELECTION_SEED, share, lr)
@@ -452,7 +473,7 @@ def best_settings(tried: list[dict]) -> dict[str, dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--select", action="store_true", help="try the settings on another seed, keep that table")
+    parser.add_argument("--select", nargs="*", help="try the settings, of these models or of all, and keep that table")
     parser.add_argument("--share", type=float, default=1.0, help="of the steps and draws, for a quick look")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--out", type=Path, default=RESULTS / "digits.json")
@@ -460,12 +481,14 @@ def main() -> None:
     torch.set_num_threads(1)
     head = provenance("python tests/benchmarks/digits.py", INPUTS, ("torch", "numpy", "scikit-learn", "zuko"))
     content = json.loads(args.out.read_text("utf-8")) if args.out.exists() else {}
-    if args.select:
-        content |= {"tried": select(args.share)}
+    if args.select is not None:
+        tried = select(args.share, args.select)
+        again = {row["model"] for row in tried}
+        content["tried"] = [row for row in content.get("tried", []) if row["model"] not in again] + tried
         print(best_settings(content["tried"]))
     else:
         content = {"provenance": head, "tried": content.get("tried", [])}
-        content |= {name: [] for name in ("likelihood", "dequantization", "architecture", "joint", "ood")}
+        content |= {name: [] for name in ("likelihood", "dequantization", "architecture", "joint", "ood", "complexity")}
         for seed in args.seeds:
             data, marks = load(seed), [time.process_time()]
             rows, bounds, models = likelihood(data, seed, args.share)
@@ -479,7 +502,10 @@ def main() -> None:
             content["joint"] += both
             marks.append(time.process_time())
             nets = {"plain": plain, "joint": net}
-            content["ood"] += ood(data, models, nets, seed, args.share, LEFT_OUT[seed] if args.share == 1 else (seed,))
+            classes = LEFT_OUT[seed] if args.share == 1 else LEFT_OUT[seed][:1]
+            others, correlations = ood(data, models, nets, seed, args.share, classes)
+            content["ood"] += others
+            content["complexity"] += correlations
             marks.append(time.process_time())
             print("CPU seconds of the four parts:", [round(b - a) for a, b in pairwise(marks)], flush=True)
         head["cpu_seconds"] = round(time.process_time())
