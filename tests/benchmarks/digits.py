@@ -473,7 +473,9 @@ def best_settings(tried: list[dict]) -> dict[str, dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--select", nargs="*", help="try the settings, of these models or of all, and keep that table")
+    parser.add_argument(
+        "--select", nargs="*", metavar="MODEL", help="try the settings, of these models or of all, and keep that table"
+    )
     parser.add_argument("--share", type=float, default=1.0, help="of the steps and draws, for a quick look")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--out", type=Path, default=RESULTS / "digits.json")
