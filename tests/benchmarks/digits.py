@@ -117,7 +117,9 @@ CHOSEN: dict[str, dict[str, Any]] = {
     "tilt, convolution": {"lr": 0.006, "norm": True},
     "plain": {"lr": 0.003, "drop": 0.4},
     "joint": {"lr": 0.003, "drop": 0.2},
-    **{name: {"lr": 0.001} for name in VARIANTS},
+    **{name: {"lr": 0.006} for name in VARIANTS},
+    **{name: {"lr": 0.002} for name in ("MLP, augmented by shifts", "MLP of the logits alone")},
+    **{name: {"lr": 0.05} for name in VARIANTS if name.endswith("linear")},
 }
 
 
