@@ -123,8 +123,7 @@ def image_grid(images: Tensor, ax: "Axes", n_columns: int = 8, titles: Sequence[
         titles: of the columns, one each, or none at all.
 
     Raises:
-        ValueError: if there is no pixel, the shape is another, a value is not finite, `n_columns` is below 1, or the
-            titles are fewer or more than the columns.
+        ValueError: if a shape is another, there is no pixel or no column, a value is not finite, or a title is missing.
     """
     if images.ndim != 3 or images.numel() == 0 or n_columns < 1:
         got = f"{tuple(images.shape)}, {n_columns}"
