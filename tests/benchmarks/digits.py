@@ -10,9 +10,9 @@ fit; test images are scored once.
 
 `likelihood`: bits a pixel, a bound by Jensen that is averaged over 100 dequantisations of a test image; its standard
 error is over images, and that of the gain over the mixture includes that of log Z. That is by importance sampling, and
-stands beside annealed importance sampling from both ends, the reverse not from exact draws. "mixture, cut" is the mixture
-without what lies outside of the pixels' range, where no image is, and "tilt of the cut mixture" a convolutional tilt of
-that; "autoregressive, 17 levels" gives an exact probability, and no bound.
+stands beside annealed importance sampling from both ends, the reverse not from exact draws. "mixture, cut" is the
+mixture without what lies outside of the pixels' range, where no image is, and "tilt of the cut mixture" a convolutional
+tilt of that; "autoregressive, 17 levels" gives an exact probability, and no bound.
 `dequantization`: the same images, by the logarithm of the mean likelihood over n draws.
 `architecture`: each variant of the tilt with the same base, steps and draws of log Z, its learning rate tried.
 `joint`: one network of ten logits by cross-entropy alone, and as energies p(y, class) ∝ q(y) exp(logit), by NCE with
@@ -240,7 +240,7 @@ def likelihood(data: Data, seed: int, share: float) -> tuple[list[dict], list[di
 
 
 def with_importance(rows: list[dict], bounds: list[dict]) -> None:
-    """Let log Z of tilts, in tables of a run that took it from annealing, be that of the same run's importance sampling.
+    """Let log Z of tilts, in tables of a run that took it from annealing, be that run's by importance sampling.
 
     The first run took Bennett's estimate. Its reverse chains start at forward ends, resampled: few of them carry the
     weight, so that they are no draws of the model, and forward lay above reverse. Importance sampling needs no such
