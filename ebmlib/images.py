@@ -12,7 +12,7 @@ from torch.nn.functional import logsigmoid
 class LogitPixels:
     """Uniform dequantisation, then a logit: y = logit(α + (1 − 2α) (pixel + u) / n_levels), with u uniform on [0, 1).
 
-    A density p(y) gives an image the likelihood P(pixels) = E_u[p(y) |dy/du|], and by Jensen
+    A density p(y) gives an image the likelihood P(pixels) = E_u[p(y) exp(log_det(y))], and by Jensen
     log P ≥ E_u[log p(y) + log_det(y)]. Divided by −d log 2 that is the bound in bits a pixel.
 
     Args:
@@ -50,6 +50,6 @@ class LogitPixels:
         return (torch.sigmoid(y) - self.alpha) / (1 - 2 * self.alpha) * self.n_levels
 
     def log_det(self, y: Tensor) -> Tensor:
-        """Return log |dy/du| in nats, `(batch, *event) -> (batch,)`."""
+        """Return the log of the absolute determinant of ∂y/∂u in nats, `(batch, *event) -> (batch,)`."""
         slope = math.log((1 - 2 * self.alpha) / self.n_levels) - logsigmoid(y) - logsigmoid(-y)
         return slope.flatten(1).sum(1)

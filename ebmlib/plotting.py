@@ -113,24 +113,26 @@ def energy_histogram(energies: Mapping[str, Tensor], ax: "Axes", n_bins: int = 5
     return ax
 
 
-def image_grid(images: Tensor, ax: "Axes", n_columns: int = 8) -> "Axes":
+def image_grid(images: Tensor, ax: "Axes", n_columns: int = 8, titles: Sequence[str] = ()) -> "Axes":
     """Draw grey images side by side, row by row, on one common scale: the highest value is dark, a single one grey.
 
     Args:
         images: shape `(n, height, width)`.
         ax: axes to draw on; its frame goes.
         n_columns: images a row.
+        titles: of the columns, one each, or none at all.
 
     Raises:
-        ValueError: if there is no pixel, the shape is another, a value is not finite, or `n_columns` is below 1.
+        ValueError: if a shape is another, there is no pixel or no column, a value is not finite, or a title is missing.
     """
     if images.ndim != 3 or images.numel() == 0 or n_columns < 1:
-        raise ValueError(
-            f"images must be (n, height, width), n_columns positive; got {tuple(images.shape)}, {n_columns}"
-        )
+        got = f"{tuple(images.shape)}, {n_columns}"
+        raise ValueError(f"images must be (n, height, width), n_columns positive; got {got}")
     values = _finite(images, "image, row, column ")
     n, height, width = values.shape
     n_columns = min(n_columns, n)
+    if len(titles) not in (0, n_columns):
+        raise ValueError(f"{n_columns} columns need as many titles, or none; got {list(titles)}")
     n_rows = -(-n // n_columns)
     sheet = np.full((n_rows * (height + 1) - 1, n_columns * (width + 1) - 1), np.nan)
     for i, image in enumerate(values):
@@ -139,6 +141,8 @@ def image_grid(images: Tensor, ax: "Axes", n_columns: int = 8) -> "Axes":
     shown = ax.imshow(sheet, cmap="gray_r", interpolation="none")
     if values.min() == values.max():
         shown.set_clim(values.min() - 1, values.max() + 1)
+    for i, title in enumerate(titles):
+        ax.text(i * (width + 1) + (width - 1) / 2, -1, title, ha="center", va="bottom")
     ax.set_axis_off()
     return ax
 

@@ -1,4 +1,4 @@
-"""The models of the wine benchmark are densities, and its results file is what chapter 3 takes it for."""
+"""The models of the benchmarks are densities, and their results files are what the chapters take them for."""
 
 import json
 import math
@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
+from ebmlib.ood import evaluate_ood
 from ebmlib.rbm import RBM, exact_log_z
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -17,6 +18,8 @@ sys.path.insert(0, str(ROOT / "tests" / "benchmarks"))
 
 import annealing  # noqa: E402
 import blow_up  # noqa: E402
+import digit_models  # noqa: E402
+import digits  # noqa: E402
 import persistent_chains  # noqa: E402
 import rbm_learning  # noqa: E402
 import rbm_rates  # noqa: E402
@@ -134,6 +137,7 @@ def test_published_folds_are_read(tmp_path):
 
 RESULTS = {
     "annealing": annealing.INPUTS,
+    "digits": digits.INPUTS,
     "wine_density": wine_density.INPUTS,
     "persistent_chains": persistent_chains.INPUTS,
     "rbm_learning": rbm_learning.INPUTS,
@@ -333,3 +337,130 @@ def test_probabilities_wine_by_wine_are_those_of_the_table_of_grades():
             torch.testing.assert_close(p.sum(1), torch.ones(len(p)), rtol=0, atol=5e-5)
             assert wine_grades.log_loss(p, torch.tensor(fold["grade"])) == pytest.approx(rows[theirs][k], abs=1e-3)
             assert fold["scores"][ours]["log_loss"] == pytest.approx(rows[theirs][k], abs=1e-5)
+
+
+def test_the_mixture_of_digits_is_torchs():
+    torch.manual_seed(0)
+    root = 0.1 * generated(3, 8, 8)
+    weights, means, covariances = torch.tensor([0.2, 0.3, 0.5]), generated(3, 8), root @ root.mT + 0.1 * torch.eye(8)
+    ours = digit_models.FullMixture(weights, means, covariances)
+    torchs = MixtureSameFamily(Categorical(weights), MultivariateNormal(means, covariance_matrix=covariances))
+    y = ours.sample((100_000,))
+    torch.testing.assert_close(ours.log_prob(y[:600]), torchs.log_prob(y[:600]), rtol=1e-4, atol=1e-3)
+    z = (y.mean(0) - torchs.mean) / (torchs.variance / len(y)).sqrt()
+    assert z.abs().max() < 5, f"z = {z}: a false alarm has chance 5e-6"
+
+
+def test_every_digit_lies_inside_of_the_range_of_pixels():
+    data = digit_models.load(0)
+    assert digit_models.inside(data.y).all() and digit_models.inside(data.y_validation).all()
+    outside = torch.logit(torch.tensor(digit_models.SPACE.alpha)) - 0.1
+    assert not digit_models.inside(data.y[:5].index_fill(1, torch.tensor([7]), outside)).any()
+    labels = digit_models.load(0, left_out=3).labels
+    assert set(labels.tolist()) == set(range(10)) - {3}
+
+
+def test_a_tilt_with_a_known_log_z_is_summed_without_bias_though_the_draws_outside_are_thinned():
+    """E_q[exp(a·y)] of a Gaussian is exp(a·μ + a·Σa/2); some draws are inside of the range, most are not."""
+    torch.manual_seed(0)
+    mean, slope = torch.full((64,), -1.0), torch.full((64,), 0.05)
+    q = digit_models.FullMixture(torch.ones(1), mean[None], 0.6 * torch.eye(64)[None])
+    inside = digit_models.inside(q.sample((50_000,)), digit_models.BAND).float().mean()
+    assert 0.05 < inside < 0.95, "both kinds of draws matter"
+    log_z = digit_models.log_z_by_importance(lambda y: -y @ slope, q, 400_000)
+    exact = (mean @ slope + 0.3 * slope @ slope).item()
+    assert log_z.std_error < 0.02
+    assert abs(log_z.value - exact) < 4.5 * log_z.std_error, "a false alarm has chance 7e-6"
+
+
+@pytest.mark.parametrize("net", [digit_models.Autoregressive(32, 0.0, 2), digit_models.Levels(32, 0.0)])
+def test_networks_that_are_autoregressive_see_earlier_pixels_alone(net):
+    z = generated(1, 64)
+    jacobian = torch.autograd.functional.jacobian(lambda row: net.net(row)[0], z)[:, 0]
+    seen = jacobian.abs().view(64, -1, 64).amax(1)
+    assert (seen.triu() == 0).all() and (seen.tril(-1).sum(1)[1:] > 0).all()
+
+
+def test_levels_of_pixels_are_probabilities():
+    """Over all levels of the last pixel P sums to the probability of the others, whatever the last one is."""
+    net, pixels = digit_models.Levels(32, 0.0), digit_models.load(0).pixels[:3]
+    last = torch.arange(float(digit_models.LEVELS)).repeat(3)
+    each = pixels.repeat_interleave(digit_models.LEVELS, 0)
+    each[:, -1] = last
+    total = net.log_prob(each).view(3, -1).logsumexp(1)
+    logits = torch.log_softmax(net.net(pixels / 8 - 1).view(3, 64, -1), -1).gather(2, pixels.long()[..., None])
+    torch.testing.assert_close(total, logits[:, :-1].sum((1, 2)), rtol=1e-5, atol=1e-3)
+
+
+def test_measures_of_ood_are_those_of_the_library():
+    e_in, e_out = generated(200).round(decimals=1), (generated(300)[100:] + 0.7).round(decimals=1)  # ties too
+    report = evaluate_ood(e_in, e_out, n_bootstrap=40)
+    ours = digits.judged(e_in.double(), e_out.double(), e_in.double(), e_out.double())
+    assert ours["auroc"] == pytest.approx(report.auroc) and ours["fpr95"] == pytest.approx(report.fpr95)
+    assert ours["gain"] == 0 == ours["gain_se"]
+
+
+def test_images_that_are_no_digits_are_what_they_are_called():
+    data = digit_models.load(0)
+    pixels, labels = data.pixels_test[:40], data.labels_test[:40]
+    others = digit_models.other_images(pixels, labels, torch.Generator().manual_seed(0))
+    assert set(others) == set(digits.TRANSFORMED)
+    for name, images in others.items():
+        assert images.min() >= 0 and images.max() <= 16 and (images == images.round()).all(), name
+    assert (others["shuffled pixels"].sort(1).values == pixels.sort(1).values).all()
+    assert (others["inverted"] + pixels == 16).all()
+    assert (others["rotated"].sort(1).values == pixels.sort(1).values).all()
+    moved = digits.shifted(pixels, torch.Generator().manual_seed(0)).view(-1, 8, 8)
+    image = pixels.view(-1, 8, 8)
+    same = [(moved[:, 1:] == image[:, :-1]), (moved[:, :-1] == image[:, 1:])]
+    same += [(moved[:, :, 1:] == image[:, :, :-1]), (moved[:, :, :-1] == image[:, :, 1:])]
+    assert torch.stack([part.flatten(1).all(1) for part in same]).any(0).all(), "moved by one pixel"
+
+
+def test_another_log_z_moves_a_likelihood_and_its_bounds_alike():
+    bit = 64 * math.log(2)
+    row = {"seed": 0, "model": "tilt", "bits": 2.0, "bits_se": 0.5 / bit, "nats_over_base": 7.0}
+    row |= {"nats_over_base_se": 0.5, "log_z": -1.0, "log_z_se": 0.3, "annealed_forward": -0.7}
+    row |= {"log_z_importance": -0.5, "log_z_importance_se": 0.0, "annealed_reverse": -1.3}
+    bounds = [{"seed": seed, "model": "tilt", "n_draws": 1, "bits": 2.0} for seed in (0, 1)]
+    digits.with_highest([row], bounds)
+    assert row["nats_over_base"] == 6.5 and row["bits"] == bounds[0]["bits"] == pytest.approx(2 + 0.5 / bit)
+    assert bounds[1]["bits"] == 2 and row["nats_over_base_se"] == pytest.approx(0.4)
+    assert row["bits_se"] == pytest.approx(0.4 / bit) and row["log_z_by"] == "importance"
+
+
+def test_the_table_of_digits_is_whole_and_meets_its_bar():
+    results = json.loads((FOLDER / "digits.json").read_text("utf-8"))
+    assert digits.best_settings(results["tried"]) == digits.CHOSEN, "the settings are what validation chose"
+    rows = {(row["seed"], row["model"]): row for row in results["likelihood"]}
+    assert sorted(rows) == sorted((seed, model) for seed in digits.SEEDS for model in digits.MODELS)
+    for (seed, model), row in rows.items():
+        behind = row["bits"] - rows[seed, "mixture"]["bits"]
+        assert row["nats_over_base"] == pytest.approx(-behind * 64 * math.log(2), abs=1e-6)
+        if not row["exact"]:
+            bounds = {
+                r["n_draws"]: r["bits"] for r in results["dequantization"] if (r["seed"], r["model"]) == (seed, model)
+            }
+            assert bounds[1] == pytest.approx(row["bits"]) and bounds[1] > bounds[10] > bounds[100]
+    for seed in digits.SEEDS:
+        for name in ("tilt, MLP", "tilt, convolution"):
+            row = rows[seed, name]
+            assert row["nats_over_base"] >= max(2.5, 5 * row["nats_over_base_se"])
+            assert row["log_z"] == max(row[k] for k in ("log_z_importance", "annealed_forward", "annealed_reverse"))
+
+
+def test_the_tables_of_networks_on_digits_are_whole():
+    results = json.loads((FOLDER / "digits.json").read_text("utf-8"))
+    kinds = [(row["seed"], row["variant"]) for row in results["architecture"]]
+    assert sorted(kinds) == sorted((seed, name) for seed in digits.SEEDS for name in digits.VARIANTS)
+    assert sorted((row["seed"], row["model"]) for row in results["joint"]) == sorted(
+        (seed, name) for seed in digits.SEEDS for name in ("plain", "joint")
+    )
+    for row in results["ood"]:
+        assert 0 <= row["auroc"] <= 1 and 0 <= row["fpr95"] <= 1
+        assert (row["task"] == "class left out") == (row["left_out"] is not None)
+    for score in ("mixture", "tilt", "LOF", "maximum softmax"):
+        ours = [row for row in results["ood"] if row["score"] == score]
+        assert sorted(r["left_out"] for r in ours if r["task"] == "class left out") == list(range(10))
+        others = [(r["seed"], r["task"]) for r in ours if r["left_out"] is None]
+        assert sorted(others) == sorted((seed, task) for seed in digits.SEEDS for task in digits.TRANSFORMED)

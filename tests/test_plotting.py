@@ -174,6 +174,16 @@ def test_image_grid_keeps_faint_contrast_and_shows_a_constant_as_grey(ax):
     assert ax.images[1].norm(5.0) == 0.5
 
 
+def test_image_grid_puts_a_title_over_the_middle_of_each_column(ax):
+    image_grid(torch.arange(5 * 2 * 3.0).reshape(5, 2, 3), ax, n_columns=2, titles=["a", "b"])
+    sheet = ax.images[0].get_array()
+    assert [(text.get_text(), text.get_position()[0]) for text in ax.texts] == [("a", 1), ("b", 5)]
+    assert all(text.get_position()[1] < -0.5 and text.get_va() == "bottom" for text in ax.texts), "above the images"
+    assert not sheet.mask[:, [0, 1, 2, 4, 5, 6]].all(0).any() and sheet.mask[:, 3].all()
+    with pytest.raises(ValueError, match=r"2 columns need as many titles, or none; got \['a'\]"):
+        image_grid(torch.zeros(5, 2, 3), ax, n_columns=2, titles=["a"])
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_pixel_that_is_not_finite_is_named(ax, bad):
     images = torch.zeros(3, 4, 5)
