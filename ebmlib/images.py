@@ -39,7 +39,7 @@ class LogitPixels:
         Raises:
             ValueError: if a pixel is no whole number of that range.
         """
-        if bool((pixels != pixels.floor()).any()) or pixels.min() < 0 or pixels.max() >= self.n_levels:
+        if bool(((pixels != pixels.floor()) | (pixels < 0) | (pixels >= self.n_levels)).any()):
             low, high = pixels.min().item(), pixels.max().item()
             raise ValueError(f"pixels must be whole, 0 to {self.n_levels - 1}; they reach from {low} to {high}")
         u = torch.rand(pixels.shape, generator=generator, device=pixels.device, dtype=pixels.dtype)

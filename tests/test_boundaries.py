@@ -41,6 +41,7 @@ from ebmlib import (
     diagnostics,
     energies,
     fitting,
+    images,
     losses,
     networks,
     ood,
@@ -219,6 +220,7 @@ CASES: dict[str, Callable[[Tensor, Any], Any]] = {
     "fitting.Fit": fitted,
     "fitting.fit_tilt": fitted,
     "fitting.fit_flow": lambda x, e: fitting.fit_flow(Base(x), x.repeat(40, 1), x, n_steps=2).log_prob(x),
+    "images.LogitPixels": lambda x, e: (images.LogitPixels(17).pixels(x), images.LogitPixels(17).log_det(x)),
     "losses.nce_from_logits": lambda x, e: losses.nce_from_logits(x[:, 0], x[:, 1], 1.0),
     "losses.noise_contrastive": lambda x, e: losses.noise_contrastive(e, torch.zeros(()), x, x.flip(1), gaussian(x)),
     "losses.conditional_noise_contrastive": lambda x, e: losses.conditional_noise_contrastive(

@@ -5,9 +5,9 @@
 Four toys whose density is known, three seeds, two budgets. All contenders train the same network on the same pool of
 draws, by Adam along a cosine, and are judged by a running average of the weights. A budget of CPU seconds is turned
 into a number of steps by the cost of a step, measured beforehand, all methods in turns; so what else the machine does
-falls on all alike, and a run can be repeated. Each method has four settings; for each toy the best at the small budget
+falls on all alike, and a run can be repeated. Each method has six settings; for each toy the best at the small budget
 on seed 100 is taken, and all that was tried is in the results. `noise` is the fitted mixture itself, 32 components by
-expectation maximisation: the plainest rival.
+expectation maximisation: the plainest rival. A run that is stopped goes on where it was when it is called again.
 
 - `exact`: descends the KL on a grid that moves at random within a cell: what no method can do in general.
 - `levels` learns E(x, σ) at many noise levels at once; its model is that of the smallest σ.
@@ -20,6 +20,7 @@ import json
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -56,6 +57,9 @@ SEEDS, CHOICE_SEED, BUDGETS = (0, 1, 2), 100, (5.0, 20.0)
 BATCH, POOL, FITTED, NU = 256, 200_000, 20_000, 4
 
 
+Blocks = tuple[list[dict[str, Any]], list[dict[str, Any]]]  # what was tried for a method on a toy, and found
+
+
 class Setting(NamedTuple):
     """What is chosen for a method and a toy."""
 
@@ -63,20 +67,22 @@ class Setting(NamedTuple):
     option: float  # its meaning is the method's
 
 
-# Method: what its option is, and the four settings that are tried.
+RATES = (3e-3, 1e-2, 3e-2)
+MORE_RATES = (2e-3, 5e-3, 1e-2, 2e-2, 4e-2, 8e-2)  # of a method without an option
+# Method: what its option is, and the six settings that are tried.
 GRID: dict[str, tuple[str, list[Setting]]] = {
-    "exact": ("none", [Setting(lr, 0) for lr in (3e-3, 1e-2, 2e-2, 4e-2)]),
-    "NCE, Gaussian": ("width over the data's", [Setting(lr, o) for lr in (3e-3, 1e-2) for o in (1.0, 1.5)]),
-    "NCE, mixture": ("components", [Setting(lr, o) for lr in (3e-3, 1e-2) for o in (8, 32)]),
-    "conditional NCE": ("width of the kernel", [Setting(lr, o) for lr in (3e-3, 1e-2) for o in (0.2, 0.5)]),
-    "CD": ("steps of the chain", [Setting(lr, o) for lr in (3e-3, 1e-2) for o in (1, 4)]),
-    "PCD": ("steps of the chain", [Setting(lr, o) for lr in (3e-3, 1e-2) for o in (1, 4)]),
-    "score matching": ("none", [Setting(lr, 0) for lr in (1e-3, 3e-3, 1e-2, 3e-2)]),
-    "sliced": ("none", [Setting(lr, 0) for lr in (1e-3, 3e-3, 1e-2, 3e-2)]),
-    "denoising": ("σ", [Setting(lr, o) for lr in (3e-3, 1e-2) for o in (0.05, 0.1)]),
-    "levels": ("smallest σ", [Setting(lr, o) for lr in (3e-3, 1e-2) for o in (0.05, 0.1)]),
+    "exact": ("none", [Setting(lr, 0) for lr in MORE_RATES]),
+    "NCE, Gaussian": ("width over the data's", [Setting(lr, o) for lr in RATES for o in (1.0, 1.5)]),
+    "NCE, mixture": ("components", [Setting(lr, o) for lr in RATES for o in (8, 32)]),
+    "conditional NCE": ("width of the kernel", [Setting(lr, o) for lr in RATES for o in (0.2, 0.5)]),
+    "CD": ("step size of the chain", [Setting(lr, o) for lr in RATES for o in (0.01, 0.03)]),
+    "PCD": ("step size of the chain", [Setting(lr, o) for lr in RATES for o in (0.01, 0.03)]),
+    "score matching": ("none", [Setting(lr, 0) for lr in MORE_RATES]),
+    "sliced": ("none", [Setting(lr, 0) for lr in MORE_RATES]),
+    "denoising": ("σ", [Setting(lr, o) for lr in RATES for o in (0.05, 0.1)]),
+    "levels": ("smallest σ", [Setting(lr, o) for lr in RATES for o in (0.05, 0.1)]),
 }
-STEP_SIZE, LARGEST_SIGMA = 0.03, 2.0
+N_CHAIN_STEPS, LARGEST_SIGMA = 3, 2.0
 
 
 @torch.no_grad()
@@ -122,7 +128,7 @@ def make_loss(
 ) -> Callable[[Tensor], Tensor]:
     """Return the loss of a batch; x is the pool of data, on which noise is fitted and in which chains start."""
     coarse, area = grid(64)
-    kernel = MALA(STEP_SIZE)
+    kernel = MALA(option or 1.0)  # of the chains alone
     buffer = ReplayBuffer(x[:2000] + 0.3 * torch.randn(2000, 2), lambda n: 2 * torch.randn(n, 2))
 
     def exact(_: Tensor) -> Tensor:
@@ -132,7 +138,7 @@ def make_loss(
 
     def persistent(x_data: Tensor) -> Tensor:
         index, x_model = buffer.draw(len(x_data))
-        x_model = run(kernel, energy, x_model, int(option))
+        x_model = run(kernel, energy, x_model, N_CHAIN_STEPS)
         buffer.write(index, x_model)
         return contrastive_divergence(energy, x_data, x_model)
 
@@ -157,7 +163,7 @@ def make_loss(
     return {
         "exact": exact,
         "conditional NCE": lambda x_data: conditional_noise_contrastive(energy, x_data, option, NU),
-        "CD": lambda x_data: contrastive_divergence(energy, x_data, run(kernel, energy, x_data, int(option))),
+        "CD": lambda x_data: contrastive_divergence(energy, x_data, run(kernel, energy, x_data, N_CHAIN_STEPS)),
         "PCD": persistent,
         "score matching": lambda x_data: exact_score_matching(energy, x_data),
         "sliced": lambda x_data: sliced_score_matching(energy, x_data),
@@ -197,6 +203,11 @@ def fit(toy_name: str, method: str, setting: Setting, seed: int, n_steps: int) -
     return row | {"log_z_error": None if learned is None else learned - judge(toy, energy)["log_z"]}
 
 
+def rank(row: dict[str, Any]) -> float:
+    """Return the KL, or infinity of a run that diverged or ended in NaN."""
+    return row["kl"] if row["diverged"] is None and math.isfinite(row["kl"]) else math.inf
+
+
 def milliseconds(n_steps: int = 40, n_rounds: int = 5) -> dict[tuple[str, float], float]:
     """Return the CPU time of a step for each method and option: the median of rounds in which all take their turn."""
     asked = [(method, option) for method, (_, s) in GRID.items() for option in dict.fromkeys(o.option for o in s)]
@@ -215,33 +226,54 @@ def main() -> None:
     head = provenance(command, INPUTS, ("torch", "numpy", "scikit-learn"))
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-    start, cost = time.process_time(), milliseconds()
+    results: dict[str, Any] = {
+        "provenance": head | {"cpu_seconds": 0.0},
+        "options": {m: o for m, (o, _) in GRID.items()},
+    }
+    if args.out.exists():
+        earlier = json.loads(args.out.read_text("utf-8"))
+        if all(earlier["provenance"][key] == head[key] for key in ("command", "sha256", "versions", "dirty")):
+            results = earlier
+    if "tried" not in results:
+        rounds = [{"method": m, "option": o, "ms": ms} for (m, o), ms in milliseconds().items()]
+        results |= {"milliseconds_a_step": rounds, "tried": [], "rows": []}
+    cost = {(row["method"], row["option"]): row["ms"] for row in results["milliseconds_a_step"]}
     steps = {key: [max(2, int(args.share * 1000 * budget / ms)) for budget in BUDGETS] for key, ms in cost.items()}
-    tried, rows = [], []
-    for toy_name, toy in TOYS.items():
-        for method, (_, settings) in GRID.items():
-            here = [fit(toy_name, method, s, CHOICE_SEED, steps[method, s.option][0]) for s in settings]
-            tried += here
-            best = min(here, key=lambda row: (row["diverged"] is not None, row["kl"]))  # a NaN is never the least
-            setting = Setting(best["lr"], best["option"])
-            for budget, n_steps in zip(BUDGETS, steps[method, setting.option], strict=True):
-                for seed in SEEDS:
-                    rows.append({"budget": budget} | fit(toy_name, method, setting, seed, n_steps))
-                nats = [row["kl"] for row in rows[-len(SEEDS) :]]
-                print(f"{toy_name:16}{method:16}{budget:5.0f} s {setting}", *(f"{v:8.4f}" for v in nats), flush=True)
+
+    def add(toy_name: str, method: str, make: Callable[[], Blocks]) -> None:
+        """Add what was tried and found for a method on a toy, unless it is there, and write all results."""
+        if any((row["data"], row["method"]) == (toy_name, method) for row in results["rows"]):
+            return
+        start = time.process_time()
+        tried, rows = make()
+        results["tried"] += tried
+        results["rows"] += rows
+        results["provenance"]["cpu_seconds"] += time.process_time() - start
+        args.out.write_text(json.dumps(results, indent=1) + "\n")
+        print(f"{toy_name:16}{method:16}", *(f"{row['kl']:8.4f}" for row in rows), flush=True)
+
+    def chosen(toy_name: str, method: str) -> Blocks:
+        settings = GRID[method][1]
+        tried = [fit(toy_name, method, s, CHOICE_SEED, steps[method, s.option][0]) for s in settings]
+        best = min(tried, key=rank)
+        setting = Setting(best["lr"], best["option"])
+        lengths = list(zip(BUDGETS, steps[method, setting.option], strict=True))
+        rows = [{"budget": b} | fit(toy_name, method, setting, seed, n) for b, n in lengths for seed in SEEDS]
+        return tried, rows
+
+    def plain(toy_name: str) -> Blocks:
+        rows = []
         for seed in SEEDS:
             torch.manual_seed(seed)
-            noise = mixture(toy.sample((FITTED,)), 32).log_prob
-            rows.append({"data": toy_name, "method": "noise", "seed": seed} | judge(toy, lambda x, f=noise: -f(x)))
-    head |= {"cpu_seconds": time.process_time() - start, "budgets": BUDGETS, "choice_seed": CHOICE_SEED}
-    head["milliseconds_a_step"] = [{"method": m, "option": o, "ms": ms} for (m, o), ms in cost.items()]
-    args.out.write_text(
-        json.dumps(
-            {"provenance": head, "options": {m: o for m, (o, _) in GRID.items()}, "tried": tried, "rows": rows},
-            indent=1,
-        )
-        + "\n"
-    )
+            noise = mixture(TOYS[toy_name].sample((FITTED,)), 32).log_prob
+            row = {"data": toy_name, "method": "noise", "seed": seed}
+            rows.append(row | judge(TOYS[toy_name], lambda x, noise=noise: -noise(x)))
+        return [], rows
+
+    for toy_name in TOYS:
+        for method in GRID:
+            add(toy_name, method, partial(chosen, toy_name, method))
+        add(toy_name, "noise", partial(plain, toy_name))
 
 
 if __name__ == "__main__":

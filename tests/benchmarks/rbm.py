@@ -1,5 +1,7 @@
 """Restricted Boltzmann machines beside scikit-learn's BernoulliRBM: time of an epoch, exact likelihood, time of log Z.
 
+Last, log Z by annealed importance sampling beside ebmkit's, on one trained machine whose log Z is exact.
+
     python tests/benchmarks/rbm.py
 
 Contenders take turns within one run. Times are CPU seconds, ratios are medians over the turns.
@@ -7,14 +9,18 @@ Contenders take turns within one run. Times are CPU seconds, ratios are medians 
 
 import argparse
 import time
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from sklearn.model_selection import train_test_split
 from sklearn.neural_network import BernoulliRBM
+from torch.distributions import Bernoulli, Independent
 
+from ebmlib.annealing import annealed_importance_sampling
 from ebmlib.datasets import digits
-from ebmlib.rbm import RBM, exact_log_z
+from ebmlib.rbm import RBM, BlockGibbs, SingleFlip, exact_log_z
 from ebmlib.rbm_training import contrastive_epoch
 
 N_HIDDEN, SEEDS = 16, (0, 1, 2)
@@ -170,6 +176,48 @@ def log_z_times(n_turns: int) -> None:
         print(f"{n_visible:4} visible: median {np.median(times):.1f} ms, fastest {times.min():.1f} ms")
 
 
+def annealed_log_z(x: torch.Tensor, n_turns: int, n_temps: int = 1000, n_chains: int = 100) -> None:
+    """Print error and time of AIS from the digits' independent pixels, one move at each temperature.
+
+    ebmkit's path is a function, so that block Gibbs, which needs a machine, does not run on it: its moves are single
+    flips informed by the gradient. Ours are made twice, by block Gibbs and by blind single flips.
+    """
+    print(
+        f"\nlog Z by AIS, {n_temps} temperatures, {n_chains} chains (must: no worse, and at most a quarter of the time)"
+    )
+    rbm = exact_gradient(0, x, 50).requires_grad_(False)
+    truth, logits = exact_log_z(rbm).item(), torch.logit(x.mean(0).clamp(0.01, 0.99))
+    base: Any = Independent(Bernoulli(logits=logits, validate_args=False), 1)
+    betas = torch.linspace(0, 1, n_temps + 1)
+    blocks = {"kernel": BlockGibbs(), "path": lambda beta: rbm.tempered(beta, logits)}
+    contenders: dict[str, Callable[[], float]] = {
+        "block Gibbs": lambda: annealed_importance_sampling(rbm, base, betas=betas, n_chains=n_chains, **blocks).value,
+        "single flips": lambda: annealed_importance_sampling(rbm, base, SingleFlip(), betas, n_chains).value,
+    }
+    try:
+        from ebm.ais import ais_log_z
+        from ebm.samplers import GibbsWithGradients
+    except ImportError as error:
+        print(f"skipped: ebmkit ({error})")
+    else:
+        contenders["ebmkit, informed flips"] = lambda: (
+            ais_log_z(rbm, (64,), base=base, n_temps=n_temps, n_chains=n_chains, sampler=GibbsWithGradients(1)).log_z
+        )
+    runs: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
+    for turn in range(n_turns):
+        torch.manual_seed(turn)
+        for name, estimate in contenders.items():
+            start = time.process_time()
+            error = estimate() - truth
+            runs[name].append((error, time.process_time() - start))
+    slowest = np.array(runs[list(runs)[-1]])[:, 1]
+    print(f"{'moves':24}{'mean error':>11}{'rmse':>7}{'CPU ms':>8}{'of the last':>13}")
+    for name, rows in runs.items():
+        errors, seconds = np.array(rows).T
+        rmse, ms, share = np.sqrt((errors**2).mean()), 1000 * np.median(seconds), np.median(seconds / slowest)
+        print(f"{name:24}{errors.mean():11.3f}{rmse:7.3f}{ms:8.0f}{share:13.2f}")
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--turns", type=int, default=25, help="turns of each timing")
@@ -183,4 +231,5 @@ if __name__ == "__main__":
         raise SystemExit
     epoch_times(x, n_turns)
     log_z_times(n_turns)
+    annealed_log_z(x, n_turns)
     likelihoods(x, x_test)
