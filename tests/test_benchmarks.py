@@ -20,6 +20,7 @@ import annealing  # noqa: E402
 import blow_up  # noqa: E402
 import digit_models  # noqa: E402
 import digits  # noqa: E402
+import methods  # noqa: E402
 import persistent_chains  # noqa: E402
 import rbm_learning  # noqa: E402
 import rbm_rates  # noqa: E402
@@ -143,6 +144,7 @@ RESULTS = {
     "rbm_learning": rbm_learning.INPUTS,
     "rbm_rates": rbm_rates.INPUTS,
     "blow_up": blow_up.INPUTS,
+    "methods": methods.INPUTS,
     "score_learning": score_learning.INPUTS,
     "score_wine": score_wine.INPUTS,
     "wine_ood": wine_ood.INPUTS,
@@ -263,6 +265,33 @@ def test_the_table_of_scores_is_whole_and_meets_its_bar():
     for name in score_learning.HELD:
         mean = np.mean([row["fisher"] for row in rows if row["loss"] == name])
         assert mean <= score_learning.BAR, f"{name}: {mean}"
+
+
+def test_the_table_of_methods_is_whole():
+    results = json.loads((FOLDER / "methods.json").read_text("utf-8"))
+    rows = [row for row in results["rows"] if row["method"] != "noise"]
+    where = [(toy, method) for toy in methods.TOYS for method in methods.GRID]
+    kinds = sorted((row["data"], row["method"], row["budget"], row["seed"]) for row in rows)
+    assert kinds == sorted((*at, budget, seed) for at in where for budget in methods.BUDGETS for seed in methods.SEEDS)
+    small, large = methods.BUDGETS
+    for at in where:
+        tried = {budget: {} for budget in methods.BUDGETS}
+        for row in results["tried"]:
+            if (row["data"], row["method"]) == at:
+                assert row["seed"] == methods.CHOICE_SEED
+                tried[row["budget"]][row["lr"], row["option"]] = methods.rank(row)
+        assert sorted(tried[small]) == sorted(methods.GRID[at[1]][1])
+        assert list(tried[large]) == sorted(tried[small], key=tried[small].get)[: methods.N_AGAIN], "the best go on"
+        for row in rows:
+            if (row["data"], row["method"]) == at:
+                best = tried[row["budget"]]
+                assert (row["lr"], row["option"]) == min(best, key=best.get), "the setting is what the other seed chose"
+    cost = {(row["method"], row["option"]): row["ms"] for row in results["milliseconds_a_step"]}
+    for row in rows:
+        assert row["n_steps"] == int(1000 * row["budget"] / cost[row["method"], row["option"]])
+        assert row["diverged"] or row["kl"] > 0, "no model is nearer to the data than they are"
+    mixtures = [(row["data"], row["seed"]) for row in results["rows"] if row["method"] == "noise"]
+    assert mixtures == [(toy, seed) for toy in methods.TOYS for seed in methods.SEEDS]
 
 
 def test_the_table_of_tilted_wines_is_whole():
