@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT / "tests" / "benchmarks"))
 
 import annealing  # noqa: E402
 import blow_up  # noqa: E402
+import chains  # noqa: E402
 import digit_models  # noqa: E402
 import digits  # noqa: E402
 import methods  # noqa: E402
@@ -144,6 +145,7 @@ RESULTS = {
     "rbm_learning": rbm_learning.INPUTS,
     "rbm_rates": rbm_rates.INPUTS,
     "blow_up": blow_up.INPUTS,
+    "chains": chains.INPUTS,
     "methods": methods.INPUTS,
     "score_learning": score_learning.INPUTS,
     "score_wine": score_wine.INPUTS,
@@ -292,6 +294,33 @@ def test_the_table_of_methods_is_whole():
         assert row["diverged"] or row["kl"] > 0, "no model is nearer to the data than they are"
     mixtures = [(row["data"], row["seed"]) for row in results["rows"] if row["method"] == "noise"]
     assert mixtures == [(toy, seed) for toy in methods.TOYS for seed in methods.SEEDS]
+
+
+def test_chains_chosen_again_are_those_that_two_other_seeds_chose():
+    results = json.loads((FOLDER / "chains.json").read_text("utf-8"))
+    assert set(chains.CHAPTER_7) <= set(chains.SETTINGS) and len(set(chains.SETTINGS)) == len(chains.SETTINGS)
+    small, large = methods.BUDGETS
+    for toy, method in [(toy, method) for toy in methods.TOYS for method in chains.METHODS]:
+        mine = {
+            part: [r for r in results[part] if (r["data"], r["method"]) == (toy, method)] for part in ("tried", "rows")
+        }
+        worse = {budget: {} for budget in methods.BUDGETS}
+        for row in mine["tried"]:
+            key = (row["lr"], row["option"])
+            worse[row["budget"]].setdefault(key, []).append((row["seed"], methods.rank(row)))
+        for runs in (*worse[small].values(), *worse[large].values()):
+            assert tuple(seed for seed, _ in runs) == chains.CHOICE_SEEDS
+        ranks = {b: {k: max(kl for _, kl in runs) for k, runs in worse[b].items()} for b in worse}
+        assert set(ranks[small]) == set(chains.SETTINGS)
+        assert list(ranks[large]) == sorted(ranks[small], key=ranks[small].get)[: chains.N_AGAIN], "the best go on"
+        assert [(r["budget"], r["seed"]) for r in mine["rows"]] == [
+            (b, s) for b in methods.BUDGETS for s in methods.SEEDS
+        ]
+        for row in mine["rows"]:
+            best = ranks[row["budget"]]
+            assert (row["lr"], row["option"]) == min(best, key=best.get), "the setting is what the other seeds chose"
+            assert row["n_steps"] == int(1000 * row["budget"] / results["milliseconds_a_step"][method])
+            assert row["diverged"] or row["kl"] > 0, "no model is nearer to the data than they are"
 
 
 def test_the_table_of_tilted_wines_is_whole():
