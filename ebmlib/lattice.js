@@ -3,22 +3,21 @@
 
 const STYLE = `
   :host { display: block; color: inherit; }
-  figure { display: flex; flex-wrap: wrap; gap: 0.5rem 1.5rem; margin: 0; padding: 3px; line-height: 1.4; }
+  figure { display: flex; flex-wrap: wrap; gap: 0.5rem 1.5rem; margin: 0; padding: 3px; line-height: 1.4;
+    font-size: 0.875rem; font-variant-numeric: tabular-nums; }
   figure > div { flex: 1 1 15rem; max-width: 24rem; min-width: 0; }
   .curves { display: flex; flex-wrap: wrap; gap: 0 1rem; flex-basis: 100%; max-width: 49.5rem; }
   canvas { display: block; box-sizing: border-box; width: 100%; aspect-ratio: 1; image-rendering: pixelated;
     border: 1px solid currentColor; border-radius: 3px; }
   svg { display: block; flex: 1 1 14rem; max-width: 24rem; min-width: 0; font-size: 11px; fill: currentColor; }
-  table { border-collapse: collapse; width: 100%; margin: 0 0 0.4rem; }
+  table { border-collapse: collapse; width: 100%; margin: 0 0 0.4rem; font-size: inherit; }
   th, td { padding: 0.1rem 0.3rem; text-align: right; font-weight: normal; border-bottom: 1px solid; }
   th:first-child { text-align: left; padding-left: 0; }
-  table, label, fieldset, p { font-size: 0.875rem; font-variant-numeric: tabular-nums; }
-  label, fieldset, p { display: block; margin: 0 0 0.4rem; padding: 0; border: 0; }
-  legend { float: left; padding: 0; margin-right: 0.75rem; }
-  fieldset label { display: inline; margin-right: 0.75rem; }
+  label, fieldset, p { display: flow-root; margin: 0 0 0.4rem; padding: 0; border: 0; }
+  fieldset :is(legend, label) { display: inline; float: left; padding: 0; margin-right: 0.75rem; }
   input[type=range] { display: block; width: 100%; height: 1.5rem; margin: 0; accent-color: #d55e00; }
-  button { font: inherit; font-size: 0.875rem; color: inherit; background: none; border: 1px solid currentColor;
-    border-radius: 4px; padding: 0.2rem 0.7rem; margin: 0 0.3rem 0.3rem 0; cursor: pointer; }
+  button { font: inherit; color: inherit; background: none; border: 1px solid currentColor; border-radius: 4px;
+    padding: 0.2rem 0.7rem; margin: 0 0.3rem 0.3rem 0; cursor: pointer; }
   :focus-visible { outline: 2px solid #d55e00; outline-offset: 1px; }`;
 const [UP, DOWN] = [0xffb27200, 0xffc8e6f5]; // blue and sand, their bytes turned
 const [LEFT_OUT, N_BATCHES, LEAP] = [100, 32, 1000]; // sweeps after a change, batches of a mean, sweeps of a button
@@ -90,8 +89,7 @@ function makeAverage() {
       values.forEach((value, i) => { batches[batches.length - 1][i] += value; });
       count++; open = (open + 1) % length;
       if (open || batches.length < N_BATCHES) return;
-      const join = (row, k) => row.map((sum, i) => sum + batches[2 * k + 1][i]);
-      batches = batches.filter((_, k) => k % 2 === 0).map(join);
+      batches = batches.filter((_, k) => k % 2 === 0).map((row, k) => row.map((sum, i) => sum + batches[2 * k + 1][i]));
       length *= 2;
     },
     count: () => count,
@@ -107,7 +105,8 @@ function makeAverage() {
 
 const HTML = (label, side, columns) => `<style>${STYLE}</style>
   <figure role="group" aria-label="${label}">
-    <div><canvas role="img" width="${side}" height="${side}"></canvas><p>Blue: up. Sand: down. m is the mean spin.</p></div>
+    <div><canvas role="img" width="${side}" height="${side}" aria-label="${side} by ${side} spins, blue where up; in words in
+      the table"></canvas><p>Blue: up. Sand: down. m is the mean spin.</p></div>
     <div><div class="readout"><table><thead><tr>${["mean", "of the sweeps", ...columns].map((name) =>
       `<th scope="col">${name}</th>`).join("")}</tr></thead><tbody>${NAMES.map((name) => `<tr><th scope="row">${
       QUANTITIES[name][0]}</th><td></td>${"<td></td>".repeat(columns.length)}</tr>`).join("")}</tbody></table><p></p></div>
@@ -159,9 +158,9 @@ function mount(host) {
       const found = average.read(i), [, ...cells] = find("tbody").rows[i].cells;
       if (average.count()) dots[i][sim.index] = found;
       curves[i](dots[i], sim.index);
-      const shown = [written(found.mean) + (found.error >= 0 ? ` ± ${written(found.error)}` : "")];
-      for (const table of Object.values(tables)) shown.push(written(table[name]?.[sim.index]));
-      cells.forEach((cell, k) => { cell.textContent = shown[k]; });
+      const texts = [written(found.mean) + (found.error >= 0 ? ` ± ${written(found.error)}` : "")];
+      for (const table of Object.values(tables)) texts.push(written(table[name]?.[sim.index]));
+      cells.forEach((cell, k) => { cell.textContent = texts[k]; });
     });
     find(".readout p").textContent = ahead ? `${ahead} sweeps to go before the means start.`
       : `${average.count()} sweeps, after ${LEFT_OUT} that are left out; ± one standard error.`;
@@ -180,10 +179,8 @@ function mount(host) {
     if (!(running && visible)) { clearTimeout(timer); timer = 0; }
   }
 
-  const input = find(".temperature"), show = () => {
-    find("output").textContent = +sim.temperature().toPrecision(4);
-    input.setAttribute("aria-valuetext", find("output").textContent);
-  };
+  const input = find(".temperature"), shown = find("output");
+  function show() { shown.textContent = +sim.temperature().toPrecision(4); input.ariaValueText = shown.textContent; }
   Object.assign(input, { min: 0, max: temperatures.length - 1, value: sim.index });
   input.addEventListener("input", () => { sim.index = +input.value; show(); restart(); });
   for (const radio of root.querySelectorAll(".move")) {
@@ -192,11 +189,8 @@ function mount(host) {
   }
   const press = (name, action) => find(`.${name}`).addEventListener("click", action);
   press("run", () => { running = !running; schedule(); });
-  press("once", () => { running = false; schedule(); advance(1); });
-  press("leap", () => { running = false; schedule(); advance(LEAP); });
-  press("align", () => { sim.align(); restart(); });
-  press("scatter", () => { sim.scatter(); restart(); });
-  find("canvas").setAttribute("aria-label", `${sim.side} by ${sim.side} spins, blue where up; in words in the table.`);
+  for (const [name, n] of [["once", 1], ["leap", LEAP]]) press(name, () => { running = false; schedule(); advance(n); });
+  for (const name of ["align", "scatter"]) press(name, () => { sim[name](); restart(); });
 
   show();
   restart();

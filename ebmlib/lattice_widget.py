@@ -61,7 +61,7 @@ def ising_lattice(
     side, seed = operator.index(side), operator.index(seed)
     if not 3 <= side <= 64 or not 0 <= seed < 2**32 or move not in MOVES:
         raise ValueError(f"side must be 3 to 64, seed 0 to 2**32 - 1, move one of {MOVES}; got {side}, {seed}, {move}")
-    ts = [float(t) for t in temperatures]
+    ts = _floats(temperatures)
     pairs = list(zip(ts, ts[1:], strict=False))
     if not pairs or not all(0 < a < b < math.inf for a, b in pairs):
         raise ValueError(f"temperatures must be two or more, positive and rising; got {ts}")
@@ -96,11 +96,15 @@ def _values(given: Values, n: int) -> dict[str, list[float]]:
     for name, values in given.items():
         if name not in RANGES:
             raise ValueError(f"quantities are {sorted(RANGES)}; got {name}")
-        found[name] = [float(value) for value in values]
+        found[name] = _floats(values)
         low, high = RANGES[name]
         if len(found[name]) != n or not all(low - 1e-9 <= value <= high + 1e-9 for value in found[name]):
             raise ValueError(f"{name} must have {n} values a spin, in [{low}, {high}]; got {found[name]}")
     return found
+
+
+def _floats(values: Sequence[float] | Tensor) -> list[float]:
+    return [float(value) for value in (values.tolist() if isinstance(values, Tensor) else values)]
 
 
 def _escape(text: str) -> str:
