@@ -9,7 +9,7 @@ const STYLE = `
   .curves { display: flex; flex-wrap: wrap; gap: 0 1rem; flex-basis: 100%; max-width: 49.5rem; }
   canvas { display: block; box-sizing: border-box; width: 100%; aspect-ratio: 1; image-rendering: pixelated;
     border: 1px solid currentColor; border-radius: 3px; }
-  svg { display: block; flex: 1 1 14rem; max-width: 24rem; min-width: 0; font-size: 11px; fill: currentColor; }
+  svg { display: block; flex: 1 1 13rem; max-width: 20rem; min-width: 0; font-size: 11px; fill: currentColor; }
   table { border-collapse: collapse; width: 100%; margin: 0 0 0.4rem; font-size: inherit; }
   th, td { padding: 0.1rem 0.3rem; text-align: right; font-weight: normal; border-bottom: 1px solid; }
   th:first-child { text-align: left; padding-left: 0; }
@@ -121,17 +121,17 @@ const written = (x) => (Number.isFinite(x) ? x.toFixed(3).replace("-", "−") : 
 
 // A picture of a mean against the temperature, with its exact lines; returns what draws the dots.
 function makeCurve(box, [title, low, high], ts, ...tables) {
-  const last = ts[ts.length - 1], across = (t) => 30 + (260 * (t - ts[0])) / (last - ts[0]);
+  const last = ts[ts.length - 1], across = (t) => 30 + (200 * (t - ts[0])) / (last - ts[0]);
   const down = (value) => 88 - (74 * (value - low)) / (high - low);
   const text = (x, y, anchor, what) => `<text x="${x}" y="${y}" text-anchor="${anchor}">${what}</text>`;
   const line = (values, k) => `<polyline points="${values.map((v, i) => `${across(ts[i])},${down(v)}`).join(" ")}"
     stroke-width="1.5" stroke-dasharray="${["none", "4 3"][k]}"/>`; // the second table, of the infinite lattice, in dashes
-  box.insertAdjacentHTML("beforeend", `<svg viewBox="0 0 300 106" role="img" aria-label="${title} against the temperature:
+  box.insertAdjacentHTML("beforeend", `<svg viewBox="0 0 236 106" role="img" aria-label="${title} against the temperature:
     lines are exact, dots are means of the sweeps; in words in the table."><g fill="none" stroke="currentColor">
-    <path d="M30 14V88H290"/>${tables.map((values, k) => (values ? line(values, k) : "")).join("")}</g>
-    ${text(160, 9, "middle", title)}${text(160, 102, "middle", "temperature T")}
+    <path d="M30 14V88H230"/>${tables.map((values, k) => (values ? line(values, k) : "")).join("")}</g>
+    ${text(130, 9, "middle", title)}${text(130, 102, "middle", "temperature T")}
     ${text(26, 88, "end", low < 0 ? `−${-low}` : low)}${text(26, 20, "end", high)}
-    ${text(30, 102, "start", +ts[0].toFixed(2))}${text(290, 102, "end", +last.toFixed(2))}
+    ${text(30, 102, "start", +ts[0].toFixed(2))}${text(230, 102, "end", +last.toFixed(2))}
     <g fill="#d55e00" stroke="#d55e00"></g></svg>`);
   const dot = ([k, { mean, error }], now) => `<circle cx="${across(ts[k])}" cy="${down(mean)}" r="${+k === now ? 4 : 2}"/>
     <path d="M${across(ts[k])} ${down(mean + 2 * (error || 0))}V${down(mean - 2 * (error || 0))}"/>`;

@@ -261,6 +261,22 @@ def test_standard_errors_are_those_of_independent_numbers(browser):
     assert abs(error.square().mean().sqrt() / truth - 1) < 0.03 + 4.5 / math.sqrt(2 * (n_batches - 1) * 200)
 
 
+@pytest.mark.parametrize("move", MOVES)
+def test_standard_errors_are_those_of_the_chains(browser, move):
+    """The spread of the means of 100 runs at the critical temperature, 8 × 8 spins: 4.5 σ of a spread are 32 %."""
+    body = """s.move = argument;
+        return Array.from({ length: 100 }, () => {
+            const average = s.makeAverage();
+            s.scatter();
+            for (let k = 0; k < 100; k++) s.sweep();
+            for (let k = 0; k < 1000; k++) { s.sweep(); average.add(s.measure()); }
+            return [0, 1, 2].map((i) => Object.values(average.read(i))); });"""
+    with opened(browser, lattice(8)) as page:
+        found = torch.tensor(call(page, body, move), dtype=torch.float64)
+    ratio = found[..., 1].square().mean(0).sqrt() / found[..., 0].std(0)
+    assert (ratio - 1).abs().max() < 0.32, f"error over spread {ratio.tolist()}"
+
+
 def test_a_seed_gives_the_same_run(browser):
     pictures = [lattice(8, seed=seed, move="clusters") for seed in (3, 3, 4, 2**32 - 1)]
     with opened(browser, *pictures) as page:
