@@ -43,8 +43,8 @@ def ising_lattice(
     Args:
         side: spins along a side, 3 to 64.
         temperatures: values of T, rising: the positions of the slider.
-        exact: means on this lattice, one at each temperature: "energy" (E / side²), "abs_magnetisation" (|m|, m being
-            the mean spin) and "squared_magnetisation" (m²). What is not given has no exact value beside it.
+        exact: means on this lattice, one at each temperature: "energy" (E / side²), "abs_magnetisation" (of the mean
+            spin m the absolute value) and "squared_magnetisation" (m²). What is not given has no exact value beside it.
         infinite: the same for the infinite lattice, where the reader is to see both.
         temperature: T at the start: the nearest of the given; the middle one if None.
         move: "heat bath" or "clusters", at the start.
