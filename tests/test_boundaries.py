@@ -42,6 +42,7 @@ from ebmlib import (
     energies,
     fitting,
     images,
+    lattice_widget,
     losses,
     networks,
     ood,
@@ -91,6 +92,10 @@ def gaussian(x: Tensor) -> energies.GaussianEnergy:
 
 def quadratic(x: Tensor) -> Tensor:
     return x.square().sum(1) / 2
+
+
+def live_lattice(values: Tensor) -> Any:
+    return lattice_widget.ising_lattice(3, [1.0, 2.0], {"abs_magnetisation": values})
 
 
 def seeded(module: Callable[[], torch.nn.Module], x: Tensor) -> torch.nn.Module:
@@ -221,6 +226,7 @@ CASES: dict[str, Callable[[Tensor, Any], Any]] = {
     "fitting.fit_tilt": fitted,
     "fitting.fit_flow": lambda x, e: fitting.fit_flow(Base(x), x.repeat(40, 1), x, n_steps=2).log_prob(x),
     "images.LogitPixels": lambda x, e: (images.LogitPixels(17).pixels(x), images.LogitPixels(17).log_det(x)),
+    "lattice_widget.ising_lattice": lambda x, e: (live_lattice(x[0]), 1.0)[1],
     "losses.nce_from_logits": lambda x, e: losses.nce_from_logits(x[:, 0], x[:, 1], 1.0),
     "losses.noise_contrastive": lambda x, e: losses.noise_contrastive(e, torch.zeros(()), x, x.flip(1), gaussian(x)),
     "losses.conditional_noise_contrastive": lambda x, e: losses.conditional_noise_contrastive(

@@ -26,6 +26,7 @@ IN_SHELLS = {"matplotlib-inline"}  # imported only where a shell of IPython runs
 USES = {
     "notebook": "assert {m}.benchmark_results('wine_density')['rows']",
     "datasets": "assert len({m}.wine_quality('red')) == 1599 and len({m}.wine_quality('white')) == 4898",
+    "lattice_widget": "assert {m}.ising_lattice(3, [1, 2], {{}}).html.count('<script') == 1",
     "widget": """
 import torch
 class GaussianEnergy:  # the reader's own: known by its name

@@ -204,6 +204,11 @@ def browser(chromium):
         browser.close()
 
 
+# The landscapes and the lattices (test_lattice_widget.py) of a page.
+ALL_LIVE = """() => [...document.querySelectorAll('.ebm-landscape, .ebm-lattice')].every(
+    host => host.landscape ?? host.lattice)"""
+
+
 @contextmanager
 def opened(browser, *pictures, head="", **options):
     """Yield a page that has nothing but the pictures; a request, an error or a word in the console fails the test."""
@@ -216,7 +221,7 @@ def opened(browser, *pictures, head="", **options):
     start = f'<!doctype html><html lang="en"><head><title>x</title>{head}</head><body><main><h1>x</h1>'
     page.set_content(start + "".join(picture.html for picture in pictures) + "</main></body></html>")
     if options.get("java_script_enabled", True):
-        page.wait_for_function("[...document.querySelectorAll('.ebm-landscape')].every(host => host.landscape)")
+        page.wait_for_function(ALL_LIVE)
     yield page
     context.close()
     assert not problems, problems
@@ -410,21 +415,24 @@ def test_axe_finds_nothing(browser, theme, width):
     assert over <= 0
 
 
+LIVE = re.compile("data-(landscape|lattice)=")
+
+
 @pytest.mark.parametrize(("system", "chosen"), [("light", "dark"), ("dark", "light")])
 def test_in_the_book_it_follows_the_switch_of_the_theme(browser, built, system, chosen):
-    pages = [path for path in (built / "html").rglob("*.html") if "data-landscape=" in path.read_text("utf-8")]
+    pages = [path for path in (built / "html").rglob("*.html") if LIVE.search(path.read_text("utf-8"))]
     assert pages, "no page has a live picture"
     colors = """([mode]) => {
         Object.assign(document.documentElement.dataset, {theme: mode, mode});
-        return [...document.querySelectorAll('.ebm-landscape')].map(host => [
+        return [...document.querySelectorAll('.ebm-landscape, .ebm-lattice')].map(host => [
             getComputedStyle(host.shadowRoot.querySelector('.readout')).color, getComputedStyle(document.body).color,
-            getComputedStyle(host.parentElement).backgroundColor, Boolean(host.landscape)]);
+            getComputedStyle(host.parentElement).backgroundColor, Boolean(host.landscape ?? host.lattice)]);
     }"""
     for path in pages:
         context = browser.new_context(color_scheme=system, reduced_motion="reduce", offline=True)
         page = context.new_page()
         page.goto(path.as_uri())
-        page.wait_for_function("[...document.querySelectorAll('.ebm-landscape')].every(host => host.landscape)")
+        page.wait_for_function(ALL_LIVE)
         for text, body, ground, live in page.evaluate(colors, [chosen]):
             assert live and text == body and ground == "rgba(0, 0, 0, 0)", path.name
         context.close()
