@@ -3,10 +3,9 @@
 Kernels have the interface of `samplers`: `init(energy, x)` makes a state, `step(energy, state, generator)` the next one
 and its acceptance probability. A flip of unit i changes the energy by Δᵢ = E(x with xᵢ flipped) - E(x): exactly
 by `flip_changes`, or to first order by `taylor_changes`, which needs an energy that has values between 0 and 1 too.
-Two losses made of the Δᵢ learn an energy without Z and without chains. The blind flip is `rbm.SingleFlip`.
-
+Two losses made of the Δᵢ need neither Z nor chains. The blind flip is `rbm.SingleFlip`.
 A state of energy ∞ is never entered. `ValueError` is raised for x that is not binary, `(batch, n_units)`; `NotFinite`
-for an energy that is NaN or -∞, for a start at ∞, and for a change or gradient that is NaN or infinite where E is not.
+for an energy that is NaN or -∞, for a start at ∞, and for a change that is NaN or infinite where E is not.
 """
 
 import math
@@ -32,8 +31,8 @@ def binary_states(n_units: int, like: Tensor | None = None) -> Tensor:
     """Return all binary states, `(2^n_units, n_units)`, unit 0 fastest, with the dtype and device of `like`."""
     if not 1 <= n_units <= 24:
         raise ValueError(f"n_units must be between 1 and 24, for 2^n_units states are listed; got {n_units}")
-    like = torch.empty(0) if like is None else like
-    return (torch.arange(2**n_units)[:, None] >> torch.arange(n_units) & 1).to(like)
+    states = torch.arange(2**n_units)[:, None] >> torch.arange(n_units) & 1
+    return states.to(torch.empty(0) if like is None else like)
 
 
 def flip_changes(energy: Energy, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -117,7 +116,8 @@ class InformedFlip:
         """Return the next state, and the acceptance probability of each proposal, `(batch,)`."""
         x, _, change = state
         log_q = torch.log_softmax(change / -2, 1)
-        unit = torch.multinomial(log_q.exp(), 1, generator=generator)
+        share = log_q.exp().cumsum(1)
+        unit = (share < _uniform(share[:, :1], generator) * share[:, -1:]).sum(1, keepdim=True)
         new = _with_changes(energy, x.scatter(1, unit, 1 - x.gather(1, unit)), self.exact)
         back = torch.log_softmax(new[2] / -2, 1)
         return _tested(state, new, (back - log_q).gather(1, unit)[:, 0], generator)
@@ -170,7 +170,7 @@ def _tested(
 ) -> tuple[State, Tensor]:
     """Return the state after the test; log_ratio is log q(x | y) - log q(y | x)."""
     entered = _above(new[1]) < math.inf
-    if not torch.isfinite(new[2][entered]).all():
+    if not math.isfinite(new[2].sum().item()) and not torch.isfinite(new[2][entered]).all():
         raise NotFinite("a change of the energy is NaN or infinite, where the energy is finite")
     accept_prob = torch.where(entered, (old.energy - new[1] + log_ratio).clamp(max=0).exp(), 0)
     accept = _uniform(accept_prob, generator) < accept_prob
@@ -191,7 +191,7 @@ def _check(x: Tensor) -> Tensor:
 
 
 def _above(e: Tensor) -> Tensor:
-    if not bool((e > -math.inf).all()):
+    if not e.min().item() > -math.inf:  # the smallest of a NaN is a NaN
         raise NotFinite("an energy is NaN or -∞")
     return e
 

@@ -54,6 +54,8 @@ class IsingEnergy:
 
     def field(self, s: Tensor) -> Tensor:
         """Return what the neighbours ask of each spin, Σ_j J_ij s_j: p(s_i = 1 | others) = σ(2 field)."""
+        if self.right is self.down:
+            return self.coupling * (s.roll(-1, 2) + s.roll(1, 2) + s.roll(-1, 1) + s.roll(1, 1))
         ahead = self.right * s.roll(-1, 2) + self.down * s.roll(-1, 1)
         return ahead + (self.right * s).roll(1, 2) + (self.down * s).roll(1, 1)
 
