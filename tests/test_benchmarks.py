@@ -20,6 +20,7 @@ import annealing  # noqa: E402
 import blow_up  # noqa: E402
 import digit_models  # noqa: E402
 import digits  # noqa: E402
+import discrete  # noqa: E402
 import methods  # noqa: E402
 import persistent_chains  # noqa: E402
 import rbm_learning  # noqa: E402
@@ -139,6 +140,7 @@ def test_published_folds_are_read(tmp_path):
 RESULTS = {
     "annealing": annealing.INPUTS,
     "digits": digits.INPUTS,
+    "discrete": discrete.INPUTS,
     "wine_density": wine_density.INPUTS,
     "persistent_chains": persistent_chains.INPUTS,
     "rbm_learning": rbm_learning.INPUTS,
