@@ -21,6 +21,7 @@ import blow_up  # noqa: E402
 import chains  # noqa: E402
 import digit_models  # noqa: E402
 import digits  # noqa: E402
+import discrete  # noqa: E402
 import methods  # noqa: E402
 import persistent_chains  # noqa: E402
 import rbm_learning  # noqa: E402
@@ -140,6 +141,7 @@ def test_published_folds_are_read(tmp_path):
 RESULTS = {
     "annealing": annealing.INPUTS,
     "digits": digits.INPUTS,
+    "discrete": discrete.INPUTS,
     "wine_density": wine_density.INPUTS,
     "persistent_chains": persistent_chains.INPUTS,
     "rbm_learning": rbm_learning.INPUTS,
@@ -179,6 +181,23 @@ def test_the_wine_table_adds_up():
         assert len(row["per_fold"]) == 10
         assert row["nats_mean"] == pytest.approx(np.mean(row["per_fold"]))
         assert row["nats_se"] == pytest.approx(np.std(row["per_fold"], ddof=1) / 10**0.5)
+
+
+def test_the_table_of_discrete_chains_is_whole_and_the_peer_is_no_faster():
+    rows = json.loads((FOLDER / "discrete.json").read_text("utf-8"))["rows"]
+
+    def of(part):
+        return [row for row in rows if row["part"] == part]
+
+    lattice = {(row["kernel"], round(row["coupling"], 2), row["seed"]) for row in of("lattice")}
+    assert len(lattice) == len(of("lattice")) == len(discrete.CONTENDERS) * 3 * len(discrete.SEEDS)
+    assert {row["side"] for row in of("scaling")} == {8, 12, 16, 24, 32}
+    for part in ("machine", "network", "expansion", "digits"):
+        assert {row["seed"] for row in of(part)} == set(discrete.SEEDS), part
+    couplings = [(row["mean"], row["n_rows"], row["seed"]) for row in of("couplings")]
+    assert sorted(couplings) == sorted((*kind, seed) for kind in discrete.COUPLINGS for seed in range(5))
+    for row in of("ebmkit"):
+        assert row["ratio"] < 1 and max(row["ours, largest |z|"], row["ebmkit, largest |z|"]) < 4.5, row
 
 
 def test_the_table_of_annealed_chains_is_whole_and_meets_its_bars():

@@ -39,9 +39,11 @@ from ebmlib import (
     datasets,
     density,
     diagnostics,
+    discrete,
     energies,
     fitting,
     images,
+    ising,
     lattice_widget,
     losses,
     networks,
@@ -70,7 +72,7 @@ REFUSED = r"not implemented for|[Ll]ow precision dtypes|dtype|data type|scalar t
 OURS = {"ValueError", "NotFinite", "TypeError", "Divergence"}
 # Without an input that has rows.
 WITHOUT_ROWS = {
-    "annealing.Kernel",
+    *"annealing.Kernel discrete.binary_states ising.Torus ising.kaufman_log_z ising.transfer_matrix".split(),
     *"checkpoint.Stateful energies.Distribution samplers.Kernel energies.NotFinite training.Divergence".split(),
     *"datasets.wine_quality datasets.digits datasets.kfold datasets.Split".split(),
     *"notebook.setup notebook.progress notebook.glue notebook.benchmark_results plotting.use_style".split(),
@@ -113,6 +115,14 @@ def machine(x: Tensor) -> rbm.RBM:
 
 def machine_of(x: Tensor) -> rbm.RBM:
     return rbm.RBM.from_parameters(rows(x), rows(x)[:, 0], rows(x).new_zeros(2))
+
+
+def torus() -> ising.IsingEnergy:
+    return ising.IsingEnergy(4, 4, 0.4)
+
+
+def lattice(x: Tensor) -> Tensor:
+    return x.repeat(1, 8)
 
 
 def drawn_ax(draw: Callable[[Any], Any]) -> float:
@@ -217,6 +227,14 @@ CASES: dict[str, Callable[[Tensor, Any], Any]] = {
     "energies.one_a_row": lambda x, e: energies.one_a_row(e(x), x),
     "energies.by_autograd": lambda x, e: energies.by_autograd(e, x),
     "energies.score": lambda x, e: energies.score(e, x),
+    "discrete.DiscreteLangevin": kernel_cases(discrete.DiscreteLangevin(1.0)),
+    "discrete.Gibbs": kernel_cases(discrete.Gibbs()),
+    "discrete.InformedFlip": kernel_cases(discrete.InformedFlip()),
+    "discrete.State": lambda x, e: discrete.Gibbs().init(e, x).x,
+    "discrete.flip_changes": lambda x, e: discrete.flip_changes(e, x),
+    "discrete.pseudo_likelihood": lambda x, e: discrete.pseudo_likelihood(e, x),
+    "discrete.ratio_matching": lambda x, e: discrete.ratio_matching(e, x),
+    "discrete.taylor_changes": lambda x, e: discrete.taylor_changes(e, x),
     "energies.GaussianEnergy": lambda x, e: gaussian(x).log_prob(x),
     "energies.GaussianMixtureEnergy": lambda x, e: energies.GaussianMixtureEnergy(
         rows(x).new_tensor([[0.0, 0.0], [1.0, 1.0]]), 1.0
@@ -229,6 +247,10 @@ CASES: dict[str, Callable[[Tensor, Any], Any]] = {
     "lattice_widget.ising_lattice": lambda x, e: (live_lattice(x[0]), 1.0)[1],
     "losses.nce_from_logits": lambda x, e: losses.nce_from_logits(x[:, 0], x[:, 1], 1.0),
     "losses.noise_contrastive": lambda x, e: losses.noise_contrastive(e, torch.zeros(()), x, x.flip(1), gaussian(x)),
+    "ising.Checkerboard": lambda x, e: samplers.run(ising.Checkerboard(), torus(), lattice(x), 2, generator()),
+    "ising.IsingEnergy": lambda x, e: torus()(lattice(x)),
+    "ising.State": lambda x, e: ising.Checkerboard().init(torus(), lattice(x)).x,
+    "ising.SwendsenWang": lambda x, e: samplers.run(ising.SwendsenWang(), torus(), lattice(x), 2, generator()),
     "losses.conditional_noise_contrastive": lambda x, e: losses.conditional_noise_contrastive(
         e, x, 0.1, generator=generator()
     ),
@@ -302,6 +324,7 @@ CASES: dict[str, Callable[[Tensor, Any], Any]] = {
 RANDOM = {
     *"annealing.Annealed annealing.annealed_importance_sampling".split(),
     *"annealing.reverse_annealed_importance_sampling".split(),
+    *"discrete.Gibbs discrete.InformedFlip discrete.DiscreteLangevin ising.Checkerboard ising.SwendsenWang".split(),
     *"fitting.Fit fitting.train_to_best fitting.fit_tilt fitting.fit_flow losses.conditional_noise_contrastive".split(),
     *"partition.importance_sampling rbm.BlockGibbs rbm.SingleFlip rbm.sample_bits".split(),
     *"rbm_exact.exact_samples rbm_training.contrastive_epoch".split(),
@@ -309,6 +332,9 @@ RANDOM = {
     *"tuning.tune samplers.Chains samplers.Langevin samplers.MALA samplers.HMC".split(),
 }
 BINARY = {
+    *"discrete.Gibbs discrete.InformedFlip discrete.DiscreteLangevin discrete.State discrete.flip_changes".split(),
+    *"discrete.pseudo_likelihood discrete.ratio_matching discrete.taylor_changes".split(),
+    *"ising.Checkerboard ising.IsingEnergy ising.State ising.SwendsenWang".split(),
     *"rbm.RBM rbm.State rbm.check_binary rbm.sample_bits rbm.BlockGibbs rbm.SingleFlip".split(),
     *"rbm_training.contrastive_epoch partition.enumeration".split(),
 }
