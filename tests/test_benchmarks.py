@@ -19,6 +19,7 @@ sys.path.insert(0, str(ROOT / "tests" / "benchmarks"))
 import annealing  # noqa: E402
 import blow_up  # noqa: E402
 import chains  # noqa: E402
+import digit_chains  # noqa: E402
 import digit_models  # noqa: E402
 import digits  # noqa: E402
 import discrete  # noqa: E402
@@ -541,3 +542,54 @@ def test_the_tables_of_networks_on_digits_are_whole():
         assert sorted(r["left_out"] for r in ours if r["task"] == "class left out") == list(range(10))
         others = [(r["seed"], r["task"]) for r in ours if r["left_out"] is None]
         assert sorted(others) == sorted((seed, task) for seed in digits.SEEDS for task in digits.TRANSFORMED)
+
+
+@pytest.fixture(scope="module")
+def cut() -> digit_models.Cut:
+    torch.manual_seed(0)
+    q = digit_models.FullMixture(torch.ones(1), torch.full((1, 64), -1.0), 0.6 * torch.eye(64)[None])
+    return digit_models.Cut(q, n_draws=200_000)
+
+
+def test_the_stretched_cut_mixture_is_a_density_with_its_jacobian(cut):
+    torch.manual_seed(0)
+    base = digit_chains.Stretched(cut)
+    s = base.sample((200,))
+    assert s.isfinite().all() and digit_models.inside(base.y(s)).all() and len(s) == 200
+    slope = torch.autograd.functional.jacobian(lambda s: base.y(s).sum(0), s[:5]).diagonal(dim1=0, dim2=2)
+    expected = cut.log_prob(base.y(s[:5])) + slope.log().sum(1)
+    torch.testing.assert_close(base.log_prob(s[:5]), expected, rtol=1e-4, atol=1e-2)
+
+
+def test_log_z_of_a_tilt_of_the_cut_mixture_is_annealed_without_bias(cut):
+    torch.manual_seed(0)
+    slope = torch.full((64,), 0.1)
+    exact = digit_models.log_z_by_importance(lambda y: y @ slope, cut, 100_000)
+    both, y = digit_chains.log_z_of_cut(lambda y: y @ slope, cut, n_temps=20, n_chains=128)
+    for value, error in ((both.forward, both.forward_error), (both.reverse, both.reverse_error)):
+        assert abs(value - exact.value) < 4.5 * math.hypot(error, exact.std_error), "a false alarm has chance 7e-6"
+    assert y.shape == (128, 64) and digit_models.inside(y).all()
+
+
+def test_an_energy_of_a_class_is_the_joint_one_or_bayes_rule(cut):
+    torch.manual_seed(0)
+    net, y, q = digit_models.mlp(0.0, n_out=10).eval(), cut.sample((6,)), cut.q
+    torch.nn.init.normal_(net.end.weight)
+    every = {}
+    for joint in (True, False):
+        rows = [digit_chains.class_energy(q, net, torch.full((6,), k), joint)(y) for k in range(10)]
+        every[joint] = -torch.stack(rows, 1)
+        torch.testing.assert_close(every[joint].log_softmax(1), net(y).log_softmax(1), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(every[True].logsumexp(1), net(y).logsumexp(1) + q.log_prob(y), rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(every[False].logsumexp(1), q.log_prob(y), rtol=1e-4, atol=1e-3)
+
+
+def test_pieces_of_photographs_are_images_and_trees_tell_them_from_digits():
+    pieces = digit_chains.photographs(200, torch.Generator().manual_seed(0))
+    assert pieces.shape == (200, 64) and (pieces == pieces.round()).all()
+    assert pieces.min() >= 0 and pieces.max() <= 16 and pieces.max() - pieces.min() > 8
+    images = digit_models.load(0).pixels
+    assert digit_chains.told_apart(pieces, images[:200]) > 0.95
+    by_class = images[:400][digit_models.load(0).labels[:400].argsort()]  # class after class, as draws on demand stand
+    share = digit_chains.told_apart(by_class[::2], images[400:600])
+    assert abs(share - 0.5) < 4.5 * 0.5 / 400**0.5, f"trees tell digits from digits in {share}; false alarms 7e-6"
