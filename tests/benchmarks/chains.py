@@ -4,8 +4,9 @@
 
 The optimizer is that of chapter 7 (`persistent_chains.py`): 512 chains, three moves a step, second moments over a
 thousand steps, gradients clipped at 1; both of its settings are among the eight. Settings are judged on two seeds, by
-the worse run; for the large budget the best two of the small one are tried again, at that length. A step of CD and one
-of PCD have each one price, measured beforehand in turns. A run that is stopped goes on where it was.
+the worse run; for the large budget the best two of the small one are tried again, at that length. Seconds are those of
+`methods.py`, whatever the machine: a step of CD and one of PCD are timed in turns with four of its own, and their price
+is what they cost relative to these, times what these cost there. A run that is stopped goes on where it was.
 """
 
 import argparse
@@ -18,9 +19,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import methods
 import torch
 from methods import BUDGETS, POOL, SEEDS, TOYS, Setting, judge, rank
-from methods import INPUTS as INPUTS_OF_METHODS
 from persistent_chains import BUFFER, DECAY, N_CHAINS, make_energy
 from provenance import RESULTS, provenance
 from torch import Tensor, nn
@@ -31,7 +32,7 @@ from ebmlib.losses import contrastive_divergence
 from ebmlib.samplers import MALA, run
 from ebmlib.training import Divergence, minibatches, train
 
-INPUTS = [*INPUTS_OF_METHODS, "tests/benchmarks/chains.py"]
+INPUTS = [*methods.INPUTS, "tests/benchmarks/chains.py", "ebmlib/data/results/methods.json"]
 METHODS = ("CD", "PCD")
 # Learning rate and step size of the chain. The first two are chapter 7's, of eight Gaussians and of rings.
 CHAPTER_7 = (Setting(2e-3, 0.05), Setting(1e-2, 0.02))
@@ -82,13 +83,22 @@ def fit(toy_name: str, method: str, setting: Setting, seed: int, n_steps: int) -
     return row | {"cpu_seconds": seconds, "diverged": diverged} | judge(toy, averaged)
 
 
+CLOCK = (("NCE, Gaussian", 1.0), ("NCE, Gaussian", 1.5), ("CD", 0.01), ("CD", 0.03))  # of methods.py
+
+
 def milliseconds(n_steps: int = 60, n_rounds: int = 9) -> dict[str, float]:
-    """Return the CPU time of a step of each method: the median of rounds in which both take their turn."""
-    rounds = [
-        [fit("rings", method, Setting(1e-3, 0.02), 7, n_steps)["cpu_seconds"] / n_steps for method in METHODS]
-        for _ in range(n_rounds)
-    ]
-    return {method: 1000 * median(times) for method, times in zip(METHODS, zip(*rounds, strict=True), strict=True)}
+    """Return the cost of a step of each method on the clock of methods.json: the median of rounds in turns."""
+    stored = json.loads((RESULTS / "methods.json").read_text("utf-8"))["milliseconds_a_step"]
+    there = sum(row["ms"] for row in stored if (row["method"], row["option"]) in CLOCK)
+
+    def cost(train_once: Any, method: str, option: float) -> float:
+        return train_once("rings", method, Setting(1e-3, option), 7, n_steps)["cpu_seconds"]
+
+    prices = []
+    for _ in range(n_rounds):
+        here = sum(cost(methods.fit, *key) for key in CLOCK)
+        prices.append([there / here * cost(fit, method, 0.02) for method in METHODS])
+    return {method: median(of_one) for method, of_one in zip(METHODS, zip(*prices, strict=True), strict=True)}
 
 
 def chosen(toy_name: str, method: str, steps: list[int]) -> tuple[list[dict[str, Any]], list[dict[str, Any]], float]:
