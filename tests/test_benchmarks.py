@@ -141,6 +141,7 @@ def test_published_folds_are_read(tmp_path):
 RESULTS = {
     "annealing": annealing.INPUTS,
     "digits": digits.INPUTS,
+    "families": families.INPUTS,
     "wine_density": wine_density.INPUTS,
     "persistent_chains": persistent_chains.INPUTS,
     "rbm_learning": rbm_learning.INPUTS,
@@ -554,6 +555,33 @@ def test_families_of_vectors_are_densities_and_draw_what_they_say(make):
     variance = p @ (x.double() - mean).square()
     z = (draws.double().mean(0) - mean) / (variance / len(draws)).sqrt()
     assert z.abs().max() < 5 and ((draws.var(0) / variance - 1).abs() < 0.1).all()
+
+
+def test_the_table_of_families_is_whole_and_its_settings_are_what_validation_chose():
+    results = json.loads((FOLDER / "families.json").read_text("utf-8"))
+    seeds, rows = families.SEEDS, results["rows"]
+    expected = [(data, f, s) for data, grids in families.GRIDS.items() for f in grids for s in seeds]
+    assert sorted((row["data"], row["family"], row["seed"]) for row in rows) == sorted(expected)
+    assert len(results["tried"]) == sum(len(families.GRIDS[data][family]) for data, family, _ in expected)
+    for row in rows:
+        keys = ("data", "family", "seed")
+        tried = [one for one in results["tried"] if all(one[key] == row[key] for key in keys)]
+        grid = families.GRIDS[row["data"]][row["family"]]
+        assert [{key: one[key] for key in grid[0]} for one in tried] == grid, "all settings of the grid were tried"
+        best = max((one for one in tried if one["validation"] is not None), key=lambda one: one["validation"])
+        assert row["setting"] == {key: best[key] for key in grid[0]} and row["validation"] == best["validation"]
+    nats = {tuple(row[key] for key in keys): row["nats"] for row in rows}
+    for row in rows:
+        energy = nats[row["data"], "energy, NCE", row["seed"]]
+        assert row["ahead"] == pytest.approx(row["nats"] - energy, abs=1e-6)
+        assert "annealed_error" not in row or abs(row["annealed_error"]) < 4 * row["annealed_se"]
+    runs = [(run["family"], run["seed"], run["lr"]) for run in results["stability"]]
+    assert runs == [(f, s, lr) for f in families.STABILITY for s in families.STABILITY_SEEDS for lr in families.RATES]
+    for run in results["stability"]:
+        assert run["fails"] == (run["short"] is None or run["short"] > run["gaussian"] - 0.1)
+        assert run["diverged"] is None or run["short"] is None
+    at = [(row["latent"], row["seed"]) for row in results["bounds"]]
+    assert {where: at.count(where) for where in at} == dict.fromkeys(families.BOUNDS, 2 * (1 + len(families.N_DRAWS)))
 
 
 def test_the_bound_lies_below_the_weighted_bound_and_that_below_the_likelihood():
