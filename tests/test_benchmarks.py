@@ -23,6 +23,8 @@ import digit_chains  # noqa: E402
 import digit_models  # noqa: E402
 import digits  # noqa: E402
 import discrete  # noqa: E402
+import families  # noqa: E402
+import family_models  # noqa: E402
 import methods  # noqa: E402
 import persistent_chains  # noqa: E402
 import rbm_learning  # noqa: E402
@@ -143,6 +145,7 @@ RESULTS = {
     "annealing": annealing.INPUTS,
     "digits": digits.INPUTS,
     "discrete": discrete.INPUTS,
+    "families": families.INPUTS,
     "wine_density": wine_density.INPUTS,
     "persistent_chains": persistent_chains.INPUTS,
     "rbm_learning": rbm_learning.INPUTS,
@@ -593,3 +596,130 @@ def test_pieces_of_photographs_are_images_and_trees_tell_them_from_digits():
     by_class = images[:400][digit_models.load(0).labels[:400].argsort()]  # class after class, as draws on demand stand
     share = digit_chains.told_apart(by_class[::2], images[400:600])
     assert abs(share - 0.5) < 4.5 * 0.5 / 400**0.5, f"trees tell digits from digits in {share}; false alarms 7e-6"
+
+
+def all_bits(n: int) -> torch.Tensor:
+    return (torch.arange(2**n)[:, None] >> torch.arange(n) & 1).float()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: family_models.VAE(6, 1, 8, bits=True),
+        lambda: family_models.VAE(6, 2, 8, bits=True),
+        lambda: family_models.Autoregressive(6, 16, bits=True),
+        lambda: family_models.fit_bit_mixture((generated(40, 6) > 0).float(), 3),
+        lambda: family_models.bit_kernels((generated(40, 6) > 0).float(), 0.1),
+    ],
+)
+def test_families_of_bits_are_probabilities_and_draw_what_they_say(make):
+    torch.manual_seed(0)
+    model, x = make(), all_bits(6)
+    if isinstance(model, torch.nn.Module):
+        with torch.no_grad():
+            for p in model.parameters():
+                p.mul_(2)  # far from a coin
+    with torch.no_grad():
+        p = model.log_prob(x).double().exp()
+        draws = model.sample((20_000,))
+    assert p.sum().item() == pytest.approx(1, abs=1e-4)
+    counts = (draws.long() << torch.arange(6)).sum(1).bincount(minlength=64)
+    expected = 20_000 * p
+    often = expected > 5
+    chi = ((counts - expected).square() / expected)[often].sum().item()
+    n = int(often.sum())
+    assert n > 5 and chi < n + 5 * math.sqrt(2 * n), f"chi-squared {chi} of {n}"
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: family_models.VAE(2, 1, 8, bits=False),
+        lambda: family_models.VAE(2, 2, 8, bits=False),
+        lambda: family_models.Autoregressive(2, 16, bits=False),
+        lambda: family_models.Flow(2, 16),
+        lambda: family_models.Kernels(generated(60, 2), 0.3),
+    ],
+)
+def test_families_of_vectors_are_densities_and_draw_what_they_say(make):
+    torch.manual_seed(0)
+    model = make()
+    model.n_points = 61  # of a latent grid
+    axis = torch.linspace(-7.98, 7.98, 200)
+    x = torch.cartesian_prod(axis, axis)
+    with torch.no_grad():
+        p = model.log_prob(x).double().exp() * (axis[1] - axis[0]) ** 2
+        draws = model.sample((20_000,))
+    assert p.sum().item() == pytest.approx(1, abs=2e-3)
+    mean = p @ x.double()
+    variance = p @ (x.double() - mean).square()
+    z = (draws.double().mean(0) - mean) / (variance / len(draws)).sqrt()
+    assert z.abs().max() < 5 and ((draws.var(0) / variance - 1).abs() < 0.1).all()
+
+
+def test_the_table_of_families_is_whole_and_its_settings_are_what_validation_chose():
+    results = json.loads((FOLDER / "families.json").read_text("utf-8"))
+    seeds, rows = families.SEEDS, results["rows"]
+    expected = [(data, f, s) for data, grids in families.GRIDS.items() for f in grids for s in seeds]
+    assert sorted((row["data"], row["family"], row["seed"]) for row in rows) == sorted(expected)
+    assert len(results["tried"]) == sum(len(families.GRIDS[data][family]) for data, family, _ in expected)
+    for row in rows:
+        keys = ("data", "family", "seed")
+        tried = [one for one in results["tried"] if all(one[key] == row[key] for key in keys)]
+        grid = families.GRIDS[row["data"]][row["family"]]
+        assert [{key: one[key] for key in grid[0]} for one in tried] == grid, "all settings of the grid were tried"
+        best = max((one for one in tried if one["validation"] is not None), key=lambda one: one["validation"])
+        assert row["setting"] == {key: best[key] for key in grid[0]} and row["validation"] == best["validation"]
+    nats = {tuple(row[key] for key in keys): row["nats"] for row in rows}
+    for row in rows:
+        energy = nats[row["data"], "energy, NCE", row["seed"]]
+        assert row["ahead"] == pytest.approx(row["nats"] - energy, abs=1e-6)
+        assert "annealed_error" not in row or abs(row["annealed_error"]) < 4 * row["annealed_se"]
+    runs = [(run["family"], run["seed"], run["lr"]) for run in results["stability"]]
+    assert runs == [(f, s, lr) for f in families.STABILITY for s in families.STABILITY_SEEDS for lr in families.RATES]
+    for run in results["stability"]:
+        assert run["fails"] == (run["short"] is None or run["short"] > run["gaussian"] - 0.1)
+        assert run["diverged"] is None or run["short"] is None
+    at = [(row["latent"], row["seed"]) for row in results["bounds"]]
+    assert {where: at.count(where) for where in at} == dict.fromkeys(families.BOUNDS, 2 * (1 + len(families.N_DRAWS)))
+
+
+def test_the_bound_lies_below_the_weighted_bound_and_that_below_the_likelihood():
+    torch.manual_seed(0)
+    vae, x = family_models.VAE(6, 2, 8, bits=True), (generated(50, 6) > 0).float()
+    with torch.no_grad():
+        for p in vae.parameters():
+            p.mul_(2)
+        exact = vae.exact(x).mean()
+        bound, few, many = (
+            vae.bound(x, 2000).mean(),
+            vae.weighted_bound(x, 5).mean(),
+            vae.weighted_bound(x, 5000).mean(),
+        )
+        one = vae.log_weights(x, 20_000).mean()
+    assert bound < few < many and abs(many - exact) < 0.01
+    assert abs(one - bound) < 0.02, "one weight gives the bound on average"
+
+
+@pytest.mark.parametrize("name", ["wine", "digits"])
+def test_every_setting_of_a_grid_reaches_its_model(name):
+    """Two settings give two models: none is written down and then forgotten."""
+    data = families.load(name, 5)
+    few = data._replace(x=data.x[:160], x_validation=data.x_validation[:60])
+    base = families.fit("mixture", families.GRIDS[name]["mixture"][0], few, 0, 1.0)
+    for family, grid in families.GRIDS[name].items():
+        if name == "wine" and family == "energy, chains":
+            continue  # its grid is that of NCE
+        seen = []
+        for setting in grid:
+            with torch.no_grad():
+                seen.append(
+                    families.fit(family, setting, few, 0, 0.0, base).log_prob(few.x_validation[:5]).sum().item()
+                )
+        assert len({round(value, 4) for value in seen}) == len(grid), f"{family}: {seen}"
+
+
+def test_the_encoder_keeps_its_width_far_from_the_data():
+    vae = family_models.VAE(3, 2, 8, bits=False)
+    width = vae.encode(1e6 * generated(20, 3))[1]
+    assert (width >= math.exp(-6.01)).all() and (width <= math.exp(1.01)).all()
