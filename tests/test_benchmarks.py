@@ -25,6 +25,7 @@ import digits  # noqa: E402
 import discrete  # noqa: E402
 import families  # noqa: E402
 import family_models  # noqa: E402
+import hybrids  # noqa: E402
 import methods  # noqa: E402
 import persistent_chains  # noqa: E402
 import rbm_learning  # noqa: E402
@@ -152,6 +153,7 @@ RESULTS = {
     "rbm_rates": rbm_rates.INPUTS,
     "blow_up": blow_up.INPUTS,
     "chains": chains.INPUTS,
+    "hybrids": hybrids.INPUTS,
     "methods": methods.INPUTS,
     "score_learning": score_learning.INPUTS,
     "score_wine": score_wine.INPUTS,
@@ -344,6 +346,38 @@ def test_chains_chosen_again_are_those_that_two_other_seeds_chose():
             assert (row["lr"], row["option"]) == min(best, key=best.get), "the setting is what the other seeds chose"
             assert row["n_steps"] == int(1000 * row["budget"] / results["milliseconds_a_step"][method])
             assert row["diverged"] or row["kl"] > 0, "no model is nearer to the data than they are"
+
+
+def test_the_tables_of_hybrids_are_whole():
+    results = json.loads((FOLDER / "hybrids.json").read_text("utf-8"))
+    wine = [("wine", base, seed) for base in hybrids.WINE_BASES for seed in hybrids.SEEDS]
+    moons = [("two moons", base, seed) for base in hybrids.MOON_BASES for seed in hybrids.SEEDS]
+    assert sorted((row["data"], row["base"], row["seed"]) for row in results["tilted"]) == sorted(wine + moons)
+    kinds = sorted((row["target"], row["space"], row["seed"]) for row in results["mixing"])
+    assert kinds == sorted((t, s, seed) for t in hybrids.TARGETS for s in hybrids.SPACES for seed in hybrids.SEEDS)
+    for row in results["mixing"]:
+        best = hybrids.best_settings(results["tried_mixing"], row["target"])[row["space"]]
+        assert best == [(row["n_leapfrog"], row["wanted"])], "the trajectory is what the other seed chose"
+    priors = ("N(0, I)", *hybrids.PRIORS)
+    kinds = sorted((row["beta"], row["prior"], row["seed"]) for row in results["latent"])
+    assert kinds == sorted((b, p, seed) for b in hybrids.BETAS for p in priors for seed in hybrids.SEEDS)
+    for row in results["latent"]:
+        assert row["finer"] == pytest.approx(row["nats"], abs=0.01), "a finer grid changes nothing"
+        assert row.get("bound", -math.inf) < row["nats"], "a bound lies below"
+        assert row.get("largest_code", 0) < hybrids.SIDE, "the grid holds the codes"
+    kinds = sorted((row["model"], row["seed"]) for row in results["added"])
+    assert kinds == sorted((model, seed) for model in hybrids.ADDED for seed in hybrids.MORE_SEEDS)
+
+
+def test_priors_of_hybrids_are_densities():
+    torch.manual_seed(0)
+    z, log_area = hybrids.plane(201, hybrids.SIDE)
+    energy = hybrids.EnergyPrior()
+    with torch.no_grad():
+        for p in energy.tilt.parameters():
+            p.add_(0.3 * torch.randn_like(p))
+        for prior in (energy, hybrids.MixturePrior(torch.randn(5, 2))):
+            assert (prior(z) + log_area).exp().sum().item() == pytest.approx(1, abs=1e-3)
 
 
 def test_the_table_of_tilted_wines_is_whole():
