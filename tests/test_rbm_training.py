@@ -141,11 +141,14 @@ def test_parameters_that_overflow_are_named_and_the_machine_stays(rate):
     x = torch.ones(40, 3)
     with pytest.raises((NotFinite, RuntimeError), match="not finite after the epoch|without overflow"):
         contrastive_epoch(rbm, x, rate, batch_size=2)
-    double = machine()
-    double.weight.data.fill_(1.7e308)
+    double = (
+        machine()
+    )  # hidden units are on without data and off with it: the first step adds the rate to a visible bias
+    for parameter, value in ((double.weight, -1.7e308), (double.hidden_bias, 1e3), (double.visible_bias, 1e308)):
+        parameter.data.fill_(value)
     kept = parameters(double)
     with pytest.raises(NotFinite, match="parameters are not finite after the epoch"):
-        contrastive_epoch(double, bits(40, 4), 1e308, torch.zeros(5, 4), batch_size=2)
+        contrastive_epoch(double, torch.ones(40, 4, dtype=F64), 1e308, torch.zeros(5, 4), batch_size=2)
     for new, old in zip(parameters(rbm) + parameters(double), before + kept, strict=True):
         assert torch.equal(new, old)
 
