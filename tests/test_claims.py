@@ -14,6 +14,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -52,6 +53,11 @@ class Cell(NamedTuple):
     @property
     def is_script(self) -> bool:
         return self.source.startswith(SCRIPT)
+
+    @property
+    def leaves_files(self) -> bool:
+        """Whether later cells may rest on what this one writes: a script, or what its launch has saved."""
+        return self.is_script or re.search(r"^(\w+ = )?launch\(", self.source, re.MULTILINE) is not None
 
     @property
     def python(self) -> str:
@@ -104,12 +110,12 @@ def flow(statement: ast.stmt) -> tuple[set[str], set[str], set[str]]:
 
 
 def needed(cells: list[Cell], first: int, last: int) -> list[int]:
-    """Return the places of the check cell `last` and of the cells since `first` that it rests on, with all scripts."""
+    """Return the places of the check cell `last` and of what it rests on since `first`, files included."""
     kept: list[int] = []
     wanted: set[str] = set()
     for place in range(last, first - 1, -1):
         flows = [flow(statement) for statement in ast.parse(cells[place].python).body]
-        if place == last or cells[place].is_script or any((bound | changed) & wanted for bound, changed, _ in flows):
+        if place == last or cells[place].leaves_files or any((bound | changed) & wanted for bound, changed, _ in flows):
             kept.insert(0, place)
             for bound, _, used in reversed(flows):
                 wanted = (wanted - bound) | used
