@@ -70,15 +70,15 @@ def needed(module: str) -> set[str]:
     return siblings(module).union(*(needed(name) for name in siblings(module)))
 
 
-def third_party(tree: ast.AST) -> set[str]:
-    """Return the packages of PyPI, but for torch, whose absence would stop the code when it runs."""
+def third_party(tree: ast.AST, own: frozenset[str] = frozenset()) -> set[str]:
+    """Return the packages of PyPI, but for torch, whose absence would stop the code when it runs; `own` are modules."""
     names = set()
     for node in running(tree, optional=False):
         if isinstance(node, ast.Import):
             names |= {alias.name.partition(".")[0] for alias in node.names}
         elif not node.level:
             names.add(node.module.partition(".")[0])
-    names -= {*sys.stdlib_module_names, "torch", "ebmlib"}
+    names -= {*sys.stdlib_module_names, "torch", "ebmlib", *own}
     return {distributions()[name][0].lower().replace("_", "-") for name in names}
 
 
