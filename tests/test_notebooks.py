@@ -103,6 +103,12 @@ def test_every_image_has_an_alternative_text(path, built):
             assert alternative_text(cell), f"cell {cell.id} shows an image: give it metadata mystnb.image.alt"
 
 
+def test_a_cell_that_writes_a_script_does_not_show_where(path):
+    for cell in code_cells(path):
+        if cell.source.startswith("%%writefile"):
+            assert "remove-output" in tags(cell), f"cell {cell.id} would print a path: tag it remove-output"
+
+
 def test_cells_are_short_and_import_by_name(path):
     for cell in code_cells(path):
         lines = [line for line in cell.source.splitlines() if line.strip()]
