@@ -1,5 +1,6 @@
 """The models of the benchmarks are densities, and their results files are what the chapters take them for."""
 
+import copy
 import json
 import math
 import sys
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
+from ebmlib.networks import Confined, MLPEnergy
 from ebmlib.ood import evaluate_ood
 from ebmlib.rbm import RBM, exact_log_z
 
@@ -19,6 +21,7 @@ sys.path.insert(0, str(ROOT / "tests" / "benchmarks"))
 import annealing  # noqa: E402
 import blow_up  # noqa: E402
 import chains  # noqa: E402
+import devices  # noqa: E402
 import digit_chains  # noqa: E402
 import digit_models  # noqa: E402
 import digits  # noqa: E402
@@ -144,6 +147,7 @@ def test_published_folds_are_read(tmp_path):
 
 RESULTS = {
     "annealing": annealing.INPUTS,
+    "devices": devices.INPUTS,
     "digits": digits.INPUTS,
     "discrete": discrete.INPUTS,
     "families": families.INPUTS,
@@ -204,6 +208,65 @@ def test_the_table_of_discrete_chains_is_whole_and_the_peer_is_no_faster():
     assert sorted(couplings) == sorted((*kind, seed) for kind in discrete.COUPLINGS for seed in range(5))
     for row in of("ebmkit"):
         assert row["ratio"] < 1 and max(row["ours, largest |z|"], row["ebmkit, largest |z|"]) < 4.5, row
+
+
+def of_a_device(results, part, name):
+    return {row["variant"]: row for row in results["rows"] if row["part"] == part and row["device"] == name}
+
+
+def test_the_table_of_devices_is_whole_and_times_what_has_the_right_law():
+    results = json.loads((FOLDER / "devices.json").read_text("utf-8"))
+    assert "cpu" in {about["kind"] for about in results["devices"].values()}
+    for name, about in results["devices"].items():
+        states = [row for row in results["rows"] if row["part"] == "gaussian" and row["device"] == name]
+        assert len(states) == 9
+        for row in states:
+            wrong = row["state"] == "bf16 state" and row["step_size"] < 0.1
+            assert (abs(row["z"]) > devices.ALARM) == wrong, row
+        for part, n_variants in (("plane", 9), ("images", 10)):
+            rows = of_a_device(results, part, name)
+            assert len(rows) == n_variants + 2 * (about["kind"] == "cuda")
+            for row in rows.values():
+                right = row["law"] == "right"
+                assert right == (row["why"] == "") == ("step" in row) == ("update" in row)
+                assert not right or max(map(abs, row["z"].values())) < devices.ALARM
+            assert rows["bf16 state"]["law"] == "wrong", "the checks see what is known to be wrong"
+            assert all(row["law"] == "right" for row in rows.values() if "bf16" not in row["variant"])
+        loops = of_a_device(results, "tutorial", name)
+        assert len(loops) == 5 + 2 * (about["kind"] == "cuda") and "update" in loops["a reader's loop"]
+
+
+def spoiled(kind):
+    """Return a variant of the small case whose chains are wrong, or right, in a way of their own."""
+
+    def make(e):
+        chains, stale = devices.frozen(e), copy.deepcopy(e).requires_grad_(False)
+        energy = {
+            "right": lambda x: chains(x),
+            "another temperature": lambda x: 1.3 * chains(x),
+            "old weights": lambda x: stale(x),
+            "rows that touch": lambda x: chains(x) * (1 + 0.1 * x.mean()),
+        }[kind]
+        return devices.Variant(energy, e, more=2)
+
+    return make
+
+
+def test_a_variant_of_a_step_that_is_wrong_is_refused():
+    torch.manual_seed(0)
+    energy = Confined(devices.scaled(MLPEnergy(2, (8, 8)), 2), 1.0)
+    grid, p, _ = devices.grid_of(energy, "cpu")
+    x = grid[torch.multinomial(p, 2000, replacement=True)]
+    case = devices.Case(energy, x[:100], x, 100, 0.02, 1e-3)
+    plain = {"truth": devices.plane_truth(energy, "cpu"), "x_data": generated(100, 2), "halves_differ": 0.5}
+    for kind, word in (
+        ("right", None),
+        ("another temperature", "another law"),
+        ("old weights", "weights changed in place"),
+        ("rows that touch", "rows touch"),
+    ):
+        _, wrong = devices.checked(spoiled(kind)(energy), energy, case, plain)
+        assert (not wrong) if word is None else any(word in why for why in wrong), (kind, wrong)
 
 
 def test_the_table_of_annealed_chains_is_whole_and_meets_its_bars():
