@@ -432,13 +432,18 @@ def gaussian(device: str, share: float) -> list[dict[str, Any]]:
     for step_size in (0.1, 0.01, 0.001):
         for name, (dtype, energy) in ways.items():
             torch.manual_seed(0)
-            truth = 1 / (1 - step_size / 2)
-            x = (math.sqrt(truth) * torch.randn(20_000, 1, device=device)).to(dtype)
-            x = moved(energy, x, max(100, round(10 * share / step_size)), step_size).double()
-            of = x.square()
-            z = (of.mean() - truth) / (of.std() / math.sqrt(len(of)))
-            rows.append({"state": name, "step_size": step_size, "variance": of.mean().item(), "z": z.item()})
-            print(rows[-1], flush=True)
+            truth, now = 1 / (1 - step_size / 2), 0.0
+            x = (math.sqrt(truth) * torch.randn(100_000, 1, device=device)).to(dtype)
+            row: dict[str, Any] = {"state": name, "step_size": step_size, "truth": truth}
+            row |= {"time": [], "variance": [], "z": []}
+            for until in (1.0, 3.0, 10.0):  # time is the sum of η
+                x = moved(energy, x, max(10, round((until - now) * share / step_size)), step_size)
+                of, now = x.double().square(), until
+                row["time"].append(until)
+                row["variance"].append(of.mean().item())
+                row["z"].append(((of.mean() - truth) / (of.std() / math.sqrt(len(of)))).item())
+            rows.append(row)
+            print(row, flush=True)
     return rows
 
 
