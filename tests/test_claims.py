@@ -30,6 +30,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PREFIX = "# Claim: "
+SCRIPT = "%%writefile {folder}/"  # a cell that writes a script, into a folder whose name is in `folder`
 PASSED, CAUGHT, BROKEN = 0, 3, 4  # exit status of a child: it passed, the check's own assertion failed, else
 LIMIT = 240  # seconds for one child
 
@@ -47,6 +48,18 @@ class Sabotage(NamedTuple):
 class Cell(NamedTuple):
     source: str
     is_check: bool
+
+    @property
+    def is_script(self) -> bool:
+        return self.source.startswith(SCRIPT)
+
+    @property
+    def python(self) -> str:
+        """What runs: of a cell that writes a script, the writing."""
+        if not self.is_script:
+            return self.source
+        name, _, script = self.source.removeprefix(SCRIPT).partition("\n")
+        return f"(folder / {name!r}).write_text({script + chr(10)!r}, 'utf-8')"
 
     @property
     def claim(self) -> str:
@@ -91,12 +104,12 @@ def flow(statement: ast.stmt) -> tuple[set[str], set[str], set[str]]:
 
 
 def needed(cells: list[Cell], first: int, last: int) -> list[int]:
-    """Return the places of the check cell `last` and of the cells since `first` that it rests on."""
+    """Return the places of the check cell `last` and of the cells since `first` that it rests on, with all scripts."""
     kept: list[int] = []
     wanted: set[str] = set()
     for place in range(last, first - 1, -1):
-        flows = [flow(statement) for statement in ast.parse(cells[place].source).body]
-        if place == last or any((bound | changed) & wanted for bound, changed, _ in flows):
+        flows = [flow(statement) for statement in ast.parse(cells[place].python).body]
+        if place == last or cells[place].is_script or any((bound | changed) & wanted for bound, changed, _ in flows):
             kept.insert(0, place)
             for bound, _, used in reversed(flows):
                 wanted = (wanted - bound) | used
@@ -119,9 +132,9 @@ def in_child(cells: list[Cell], places: list[int], space: dict[str, Any], packag
                 os.dup2(report.fileno(), 2)
                 sys.path[:0] = [package] if package else []
                 for place in places[:-1]:
-                    exec(compile(cells[place].source, f"cell {place}", "exec"), space)
+                    exec(compile(cells[place].python, f"cell {place}", "exec"), space)
                 try:
-                    exec(compile(cells[places[-1]].source, "check cell", "exec"), space)
+                    exec(compile(cells[places[-1]].python, "check cell", "exec"), space)
                     status = PASSED
                 except AssertionError:
                     status = CAUGHT
@@ -189,7 +202,7 @@ def run(notebook: Path) -> list[str]:
                         problems.append(f"{sabotage.bug}: fails without it, too, on cells {key}: {controls[key][1]}")
                 print(f"{os.times().children_user - before.children_user:6.1f} s of CPU: {sabotage.bug}", flush=True)
             with contextlib.redirect_stdout(io.StringIO()):
-                exec(compile(cell.source, f"cell {place}", "exec"), space)
+                exec(compile(cell.python, f"cell {place}", "exec"), space)
     return problems
 
 
@@ -204,6 +217,7 @@ def test_every_claim_has_a_sabotage(notebook):
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_every_sabotage_fails_at_its_claim(notebook):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "PYTHONPATH": str(ROOT)}
+    environment["PYTHONDONTWRITEBYTECODE"] = "1"  # a script and its mistaken copy may share size and second
     command = [sys.executable, __file__, str(notebook)]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr[-3000:]

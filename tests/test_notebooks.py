@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 MAX_LINES = 25
+MAX_SCRIPT_LINES = 45  # of a cell that writes a script: it has to stand alone
 
 pytestmark = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -106,7 +107,8 @@ def test_cells_are_short_and_import_by_name(path):
     for cell in code_cells(path):
         lines = [line for line in cell.source.splitlines() if line.strip()]
         lines = lines[1:] if lines and lines[0].startswith("#") else lines
-        assert len(lines) <= MAX_LINES, f"cell {cell.id} has {len(lines)} lines: move what it can spare to ebmlib"
+        limit = MAX_SCRIPT_LINES if cell.source.startswith("%%writefile") else MAX_LINES
+        assert len(lines) <= limit, f"cell {cell.id} has {len(lines)} lines: move what it can spare to ebmlib"
         python = re.sub(r"^(\s*)[%!].*", r"\1pass", cell.source, flags=re.MULTILINE)
         for node in ast.walk(ast.parse(python)):
             if isinstance(node, ast.ImportFrom):

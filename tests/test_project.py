@@ -181,7 +181,10 @@ def test_binder_installs_what_the_notebooks_import_and_no_more():
     packages = set(re.findall(r"^([\w-]+)==", pinned, re.MULTILINE))
     for path in NOTEBOOKS:
         cells = [re.sub(r"^(\s*)[%!].*", r"\1pass", cell.source, flags=re.MULTILINE) for cell in code_cells(path)]
-        imported = set().union(*(third_party(ast.parse(cell)) for cell in cells))
+        written = set(
+            re.findall(r"^%%writefile \S+/(\w+)\.py$", "\n".join(c.source for c in code_cells(path)), re.MULTILINE)
+        )
+        imported = set().union(*(third_party(ast.parse(cell)) for cell in cells)) - written  # its own scripts
         assert imported <= brought_by(packages), f"{path.name} imports {imported - brought_by(packages)}"
     for path in (ROOT / "ebmlib").glob("*.py"):
         imported = third_party(ast.parse(path.read_text("utf-8")))
