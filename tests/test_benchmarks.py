@@ -1,5 +1,7 @@
 """The models of the benchmarks are densities, and their results files are what the chapters take them for."""
 
+import ast
+import copy
 import json
 import math
 import sys
@@ -10,6 +12,7 @@ import pytest
 import torch
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
+from ebmlib.networks import Confined, MLPEnergy
 from ebmlib.ood import evaluate_ood
 from ebmlib.rbm import RBM, exact_log_z
 
@@ -19,6 +22,7 @@ sys.path.insert(0, str(ROOT / "tests" / "benchmarks"))
 import annealing  # noqa: E402
 import blow_up  # noqa: E402
 import chains  # noqa: E402
+import devices  # noqa: E402
 import digit_chains  # noqa: E402
 import digit_models  # noqa: E402
 import digits  # noqa: E402
@@ -26,6 +30,7 @@ import discrete  # noqa: E402
 import families  # noqa: E402
 import family_models  # noqa: E402
 import hybrids  # noqa: E402
+import launches  # noqa: E402
 import methods  # noqa: E402
 import persistent_chains  # noqa: E402
 import rbm_learning  # noqa: E402
@@ -144,6 +149,7 @@ def test_published_folds_are_read(tmp_path):
 
 RESULTS = {
     "annealing": annealing.INPUTS,
+    "devices": devices.INPUTS,
     "digits": digits.INPUTS,
     "discrete": discrete.INPUTS,
     "families": families.INPUTS,
@@ -154,6 +160,7 @@ RESULTS = {
     "blow_up": blow_up.INPUTS,
     "chains": chains.INPUTS,
     "hybrids": hybrids.INPUTS,
+    "launches": launches.INPUTS,
     "methods": methods.INPUTS,
     "score_learning": score_learning.INPUTS,
     "score_wine": score_wine.INPUTS,
@@ -204,6 +211,135 @@ def test_the_table_of_discrete_chains_is_whole_and_the_peer_is_no_faster():
     assert sorted(couplings) == sorted((*kind, seed) for kind in discrete.COUPLINGS for seed in range(5))
     for row in of("ebmkit"):
         assert row["ratio"] < 1 and max(row["ours, largest |z|"], row["ebmkit, largest |z|"]) < 4.5, row
+
+
+def of_a_device(results, part, name):
+    return {row["variant"]: row for row in results["rows"] if row["part"] == part and row["device"] == name}
+
+
+def test_the_table_of_devices_is_whole_and_times_what_has_the_right_law():
+    results = json.loads((FOLDER / "devices.json").read_text("utf-8"))
+    assert "cpu" in {about["kind"] for about in results["devices"].values()}
+    for name, about in results["devices"].items():
+        states = [row for row in results["rows"] if row["part"] == "gaussian" and row["device"] == name]
+        assert len(states) == 9
+        for row in states:
+            if row["state"] != "bf16 state":
+                assert max(map(abs, row["z"])) < devices.ALARM, row
+            elif row["step_size"] == 0.001:
+                assert min(row["z"]) > devices.ALARM, row
+        for part, n_variants in (("plane", 9), ("images", 10)):
+            rows = of_a_device(results, part, name)
+            assert len(rows) == n_variants + 2 * (about["kind"] == "cuda")
+            for row in rows.values():
+                right = row["law"] == "right"
+                assert right == (row["why"] == "") == ("step" in row) == ("update" in row)
+                assert not right or max(map(abs, row["z"].values())) < devices.ALARM
+            seconds = [row["compile_seconds"] for row in rows.values() if "compiled" in row["variant"]]
+            assert len(seconds) == 2 and max(seconds) < 3 * min(seconds), "each began with an empty cache"
+            assert rows["bf16 state"]["law"] == "wrong", "the checks see what is known to be wrong"
+            assert all(row["law"] == "right" for row in rows.values() if "bf16" not in row["variant"])
+        loops = of_a_device(results, "tutorial", name)
+        assert len(loops) == 5 + 2 * (about["kind"] == "cuda") and "update" in loops["a reader's loop"]
+
+
+def spoiled(kind):
+    """Return a variant of the small case whose chains are wrong, or right, in a way of their own."""
+
+    def make(e):
+        chains, stale = devices.frozen(e), copy.deepcopy(e).requires_grad_(False)
+        energy = {
+            "right": lambda x: chains(x),
+            "another temperature": lambda x: 1.3 * chains(x),
+            "old weights": lambda x: stale(x),
+            "rows that touch": lambda x: chains(x) * (1 + 0.1 * x.mean()),
+        }[kind]
+        return devices.Variant(energy, e, more=2 if kind == "rows that touch" else 1)
+
+    return make
+
+
+def test_a_variant_of_a_step_that_is_wrong_is_refused():
+    torch.manual_seed(0)
+    energy = Confined(devices.scaled(MLPEnergy(2, (8, 8)), 2), 1.0)
+    grid, p, _ = devices.grid_of(energy, "cpu")
+    x = grid[torch.multinomial(p, 2000, replacement=True)]
+    case = devices.Case(energy, x[:100], x, 100, 0.02, 1e-3)
+    plain = {"truth": devices.plane_truth(energy, "cpu"), "x_data": generated(100, 2), "halves_differ": 0.5}
+    for kind, word in (
+        ("right", None),
+        ("another temperature", "another law"),
+        ("old weights", "weights changed in place"),
+        ("rows that touch", "rows touch"),
+    ):
+        _, wrong = devices.checked(spoiled(kind)(energy), energy, case, plain)
+        assert (not wrong) if word is None else any(word in why for why in wrong), (kind, wrong)
+
+
+def test_the_tables_of_launches_are_whole_and_meet_their_bars():
+    results = json.loads((FOLDER / "launches.json").read_text("utf-8"))
+    runs = results["runs"]
+    assert [(row["script"], row["nodes"], row["runs"]) for row in runs] == list(launches.LAUNCHED)
+    for row in runs:
+        assert row["failed"] == 0 and row["equal"] == row["runs"], row
+    (restarts,) = results["restarts"]
+    assert restarts["steps"] == list(launches.KILLS) and restarts["equal"] == restarts["runs"] == 20
+    assert restarts["from"] == [(step - 1) // 100 * 100 for step in launches.KILLS], "it had to go back"
+    (divergence,) = results["divergence"]
+    assert divergence["runs"] == divergence["messages"] == len(divergence["seconds"]) == 10
+    assert max(divergence["seconds"]) <= 5 and all(divergence["codes"])
+    expected = [(n, 4 * size) for n in (2, 3, 4) for size in launches.SIZES]
+    assert [(row["n_ranks"], row["bytes"]) for row in results["collective"]] == expected
+    for row in results["collective"]:
+        if row["bytes"] >= 308_000:  # n ranks send 2 (n - 1) / n of the message each; headers come on top
+            assert 1 <= row["wire"] / (2 * (row["n_ranks"] - 1) * row["bytes"]) < 1.05, row
+    of_two = [row for row in results["collective"] if row["n_ranks"] == 2]
+    assert results["fit"] == {"n_ranks": 2} | launches.line_of(of_two)
+    assert [row["chain_steps"] for row in results["weak"]] == list(launches.SAMPLER_STEPS)
+    assert results["numbers"] == 2 * 128 + 128 + 128 * 128 + 128 + 128 + 1
+    for row in launches.predicted(results["weak"], results["fit"], results["numbers"]):
+        assert row in results["weak"] and row["efficiency"] == row["one_ms"] / row["two_ms"]
+    kinds = launches.EQUAL_WORK + launches.EQUAL_STEPS
+    rates = [(*kind, lr) for kind in kinds for lr in launches.RATES]
+    assert [(row["ranks"], row["steps"], row["lr"]) for row in results["tried"]] == rates
+    for kind in kinds:
+        tried, rows = (
+            [row for row in results[part] if (row["ranks"], row["steps"]) == kind] for part in ("tried", "budget")
+        )
+        assert [row["seed"] for row in rows] == list(launches.SEEDS)
+        assert {row["lr"] for row in rows} == {min(tried, key=lambda row: row["kl"])["lr"]}
+
+
+def test_launches_are_of_the_scripts_that_the_notebook_writes():
+    recorded = json.loads((FOLDER / "launches.json").read_text("utf-8"))["provenance"]["sha256"]
+    assert launches.digests(), "the notebook writes scripts"
+    assert launches.digests() == {name: digest for name, digest in recorded.items() if "/" not in name}
+
+
+def test_a_notebooks_scripts_are_read_as_it_writes_them(tmp_path):
+    from IPython.core.inputtransformer2 import TransformerManager
+
+    source = "%%writefile {folder}/one.py\n# a line\n\nprint('å')"
+    cells = [{"cell_type": "code", "source": source.splitlines(keepends=True)}, {"cell_type": "markdown", "source": []}]
+    (tmp_path / "nb.ipynb").write_text(json.dumps({"cells": cells}), "utf-8")
+    call = ast.parse(TransformerManager().transform_cell(source)).body[0].value  # what IPython makes of the cell
+    assert launches.scripts(tmp_path / "nb.ipynb") == {"one.py": call.args[2].value}
+
+
+def test_equal_states_are_told_from_others():
+    state = {"x": torch.zeros(2), "steps": [1, (2.0, None)]}
+    assert launches.equal(state, copy.deepcopy(state))
+    for other in ({"x": torch.zeros(2)}, state | {"x": torch.zeros(3)}, state | {"steps": [1, (2.5, None)]}):
+        assert not launches.equal(state, other)
+
+
+def test_a_line_is_found_and_a_prediction_is_what_it_says():
+    sizes = [{"bytes": b, "microseconds": 100 + 2e-3 * b} for b in (1e3, 1e5, 1e7)]
+    line = launches.line_of(sizes)
+    assert line == {"latency_us": pytest.approx(100), "ns_per_byte": pytest.approx(2)}
+    rows = launches.predicted([{"one_ms": c, "two_ms": c + 0.5} for c in (1.0, 10.0)], line, 25_000)
+    assert [row["by_line"] for row in rows] == pytest.approx([1 / 1.3, 10 / 10.3])
+    assert [row["by_first"] for row in rows] == pytest.approx([1 / 1.5, 10 / 10.5])
 
 
 def test_the_table_of_annealed_chains_is_whole_and_meets_its_bars():
