@@ -605,8 +605,8 @@ def test_the_tables_of_tilts_of_the_cut_mixture_are_whole():
             nats = row["bits"] * 64 * math.log(2) + row["nats_over_base"]
             assert nats == pytest.approx(bits_of_base, abs=1e-6), "gains are over the same mixture"
         (before,) = [r for r in first if (r["seed"], r["model"]) == (seed, digit_chains.CUT)]
-        assert rows[seed, digit_chains.CUT]["validation"] == pytest.approx(before["validation"], abs=1e-3), (
-            "it is the energy of digits.json, and only its log Z is another"
+        assert rows[seed, digit_chains.CUT]["validation"] == pytest.approx(before["validation"], abs=0.5), (
+            "it is the energy of digits.json, trained again"
         )
 
 
