@@ -150,6 +150,7 @@ def test_published_folds_are_read(tmp_path):
 RESULTS = {
     "annealing": annealing.INPUTS,
     "devices": devices.INPUTS,
+    "digit_chains": digit_chains.INPUTS,
     "digits": digits.INPUTS,
     "discrete": discrete.INPUTS,
     "families": families.INPUTS,
@@ -715,6 +716,52 @@ def test_the_tables_of_networks_on_digits_are_whole():
         assert sorted(r["left_out"] for r in ours if r["task"] == "class left out") == list(range(10))
         others = [(r["seed"], r["task"]) for r in ours if r["left_out"] is None]
         assert sorted(others) == sorted((seed, task) for seed in digits.SEEDS for task in digits.TRANSFORMED)
+
+
+def test_the_tables_of_tilts_of_the_cut_mixture_are_whole():
+    results = json.loads((FOLDER / "digit_chains.json").read_text("utf-8"))
+    assert sorted(row["lr"] for row in results["tried"]) == list(digit_chains.RATES)
+    best = max(results["tried"], key=lambda row: row["validation"])["lr"]
+    assert {tuple(key) for key in results["done"] if key[1] != "tried"} == {
+        (seed, part, best) for seed in digits.SEEDS for part in digit_chains.PARTS
+    }, "the chains have the learning rate that validation preferred"
+    rows = {(row["seed"], row["model"]): row for row in results["likelihood"]}
+    assert sorted(rows) == sorted((seed, model) for seed in digits.SEEDS for model in digit_chains.MODELS)
+    kinds = [("mixture, cut", "exact"), (f"{digit_chains.CUT}, chains", "buffer")]
+    moved = (f"{digit_chains.N_MOVED} moves from {start}" for start in ("the base", "training images", "the buffer"))
+    kinds += [(f"{digit_chains.CUT}, chains", name) for name in moved]
+    kinds += [(model, "annealed") for model in digit_chains.MODELS[1:]]
+    drawn = [(row["seed"], row["model"], row["draws"]) for row in results["draws"]]
+    assert sorted(drawn) == sorted((seed, *kind) for seed in digits.SEEDS for kind in kinds)
+    first = json.loads((FOLDER / "digits.json").read_text("utf-8"))["likelihood"]
+    for seed in digits.SEEDS:
+        of_cut = rows[seed, "mixture, cut"]
+        bits_of_base = of_cut["bits"] * 64 * math.log(2) + of_cut["nats_over_base"]
+        for model in digit_chains.MODELS[1:]:
+            row = rows[seed, model]
+            assert row["log_z"] == max(row[k] for k in ("log_z_importance", "annealed_forward", "annealed_reverse"))
+            nats = row["bits"] * 64 * math.log(2) + row["nats_over_base"]
+            assert nats == pytest.approx(bits_of_base, abs=1e-6), "gains are over the same mixture"
+        (before,) = [r for r in first if (r["seed"], r["model"]) == (seed, digit_chains.CUT)]
+        assert rows[seed, digit_chains.CUT]["validation"] == pytest.approx(before["validation"], abs=0.5), (
+            "it is the energy of digits.json, trained again"
+        )
+
+
+def test_the_tables_of_classes_and_photographs_are_whole():
+    results = json.loads((FOLDER / "digit_chains.json").read_text("utf-8"))
+    keys = ("seed", "model", "start", "stage")
+    made = [tuple(row[key] for key in keys) for row in results["classes"] if row["start"]]
+    every = [(m, s, g) for m in ("plain", "joint") for s in ("any", "best of 20") for g in ("start", "chains")]
+    assert sorted(made) == sorted((seed, *kind) for seed in digits.SEEDS for kind in every)
+    rest = [(row["seed"], row["model"]) for row in results["classes"] if not row["start"]]
+    assert sorted(rest) == [(seed, "training digits") for seed in digits.SEEDS]
+    assert {row["n"] for row in results["classes"]} == {360}
+    first = json.loads((FOLDER / "digits.json").read_text("utf-8"))["ood"]
+    names = {row["score"] for row in first if row["left_out"] is None}
+    judged = [(row["seed"], row["score"]) for row in results["ood"]]
+    assert sorted(judged) == sorted((seed, name) for seed in digits.SEEDS for name in names)
+    assert {row["task"] for row in results["ood"]} == {"photographs"}
 
 
 @pytest.fixture(scope="module")

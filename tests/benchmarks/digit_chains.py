@@ -11,14 +11,17 @@ run is made of blocks that `--jobs` processes share; each is kept as it ends, an
 three estimates, importance sampling and annealing from both ends, which all stand beside it; errors include its own.
 Chains move in s, the logits of pixels / 17, where the cut mixture has no walls.
 `draws`: mean tilts of training and test images, of annealed draws and of the buffer, and how well trees tell 256 draws
-from 256 test images, five-fold: .5 is perfect.
+from 256 test images, five-fold: .5 is perfect. "300 moves from …": chains on the energy of the last step, which they
+do not train, from the base, from training images, from the buffer; the mean tilts before and after are of that energy.
 `classes`: draws of a class, 36 of each. `met` is the share in which a support vector machine, trained on the same
 images, reads the class asked. "joint": the joint network's own energy of the class; "plain": Bayes' rule with the
-mixture and the plain network. Chains start at draws of the mixture, or at the best of twenty each; 20 moves of HMC.
+mixture and the plain network. Chains start at draws of the mixture, or at the best of twenty each; 20 moves of HMC, of
+the tuned `step`. `agreed` is the share of the mixture's draws that network and machine take for the same class.
 `ood`: as in `digits.py`, on pieces of the two photographs that scikit-learn ships.
 """
 
 import argparse
+import copy
 import json
 import math
 import time
@@ -68,7 +71,7 @@ from ebmlib.tuning import tune
 
 INPUTS = [*OTHERS, "ebmlib/buffer.py", "ebmlib/density.py", "ebmlib/tuning.py", "tests/benchmarks/digit_chains.py"]
 RATES = (2e-4, 4e-4, 8e-4, 1.6e-3)
-N_STEPS, N_TEMPS, N_MOVES, N_DRAWS, CUT_DRAWS = 500, 150, 20, 20, 60_000
+N_STEPS, N_TEMPS, N_MOVED, N_MOVES, N_DRAWS, CUT_DRAWS = 500, 450, 300, 20, 20, 60_000
 CUT = "tilt of the cut mixture"
 MODELS = ("mixture, cut", CUT, f"{CUT}, plain", f"{CUT}, chains")
 TABLES = ("tried", "likelihood", "draws", "classes", "ood")
@@ -122,11 +125,12 @@ def log_z_of_cut(tilt: Energy, cut: Cut, n_temps: int, n_chains: int = 256) -> t
 
 
 class Persistent(NamedTuple):
-    """How training went: validation scores on the way, acceptance in the last tenth, where the chains ended."""
+    """How training went: validation scores, acceptance in the last tenth, where the chains ended, the last tilt."""
 
     scores: list[float]
     accepted: float
     y: Tensor
+    last: Tilt
 
 
 def fit_by_chains(
@@ -141,7 +145,7 @@ def fit_by_chains(
     torch.manual_seed(seed)
     base, kernel, accepted = Stretched(cut), HMC(0.35, 5), []
     buffer = ReplayBuffer(base.sample((1024,)), lambda n: base.sample((n,)))
-    y_fresh = cut.sample((10_000,))
+    y_fresh, last = cut.sample((10_000,)), copy.deepcopy(tilt)
 
     def loss(rows: Tensor) -> Tensor:
         index, s = buffer.draw(BATCH)
@@ -151,6 +155,7 @@ def fit_by_chains(
         return tilt(rows).mean() - tilt(base.y(chains.x[0])).mean()
 
     def score() -> Tensor:
+        last.load_state_dict(tilt.state_dict())  # the last call is after the last step
         log_z = (-tilt(y_fresh)).logsumexp(0) - math.log(len(y_fresh))
         return (-tilt(y_validation)).mean() - log_z
 
@@ -161,7 +166,8 @@ def fit_by_chains(
     with torch.no_grad():
         validation = -tilt(y_validation).mean().item() - log_z.value
     late = accepted[-max(1, n_steps // 10) :]
-    return TiltedEnergy(cut, tilt), validation, Persistent(trained.scores, sum(late) / len(late), base.y(buffer.x))
+    how = Persistent(trained.scores, sum(late) / len(late), base.y(buffer.x), last.eval().requires_grad_(False))
+    return TiltedEnergy(cut, tilt), validation, how
 
 
 def as_image(y: Tensor) -> Tensor:
@@ -177,6 +183,19 @@ def told_apart(images: Tensor, others: Tensor) -> float:
     is_other = np.arange(len(images) + len(others)) >= len(images)
     folds, trees = StratifiedKFold(5, shuffle=True, random_state=0), ExtraTreesClassifier(100, random_state=0)
     return float(cross_val_score(trees, torch.cat([images, others]).numpy(), is_other, cv=folds).mean())
+
+
+def moved_on(tilt: Tilt, cut: Cut, starts: dict[str, Tensor], n_moves: int, test: Tensor) -> list[dict]:
+    """Return where chains on an energy that they do not train end, from each start: mean tilts, and how well told."""
+    base, rows = Stretched(cut), []
+    energy = TiltedEnergy(base, lambda s: tilt(base.y(s)))
+    for name, y in starts.items():
+        s = run(HMC(0.35, 3), energy, torch.logit((SPACE.pixels(y) / LEVELS).clamp(1e-6, 1 - 1e-6)), n_moves)
+        with torch.no_grad():
+            (end, se), start = summary(tilt(base.y(s))), tilt(y).mean().item()
+        row = {"draws": f"{n_moves} moves from {name}", "tilt_start": start, "tilt_end": end, "tilt_end_se": se}
+        rows.append(row | {"told_apart": told_apart(as_image(base.y(s)), test)})
+    return rows
 
 
 def tilts_of_the_cut(data: Data, seed: int, share: float, lr: float) -> tuple[list[dict], list[dict]]:
@@ -228,6 +247,10 @@ def tilts_of_the_cut(data: Data, seed: int, share: float, lr: float) -> tuple[li
                 row = {"seed": seed, "model": name, "draws": "buffer", "tilt_buffer": mean, "tilt_buffer_se": se}
                 row |= {"scores": kept.scores, "accepted": kept.accepted}
                 draws.append(row | {"told_apart": told_apart(as_image(kept.y[:256]), test)})
+                new = Stretched(cut).y(Stretched(cut).sample((256,)))
+                starts = {"the base": new, "training images": data.y[:256], "the buffer": kept.y[:256]}
+                for row in moved_on(kept.last, cut, starts, max(20, round(N_MOVED * share)), test):
+                    draws.append({"seed": seed, "model": name} | row)
     return rows, draws
 
 
@@ -249,8 +272,8 @@ def class_energy(q: FullMixture, net: Tilt, asked: Tensor, joint: bool) -> Energ
 
 def class_draws(
     q: FullMixture, net: Tilt, white: Whitened, asked: Tensor, joint: bool, n_moves: int
-) -> dict[tuple[str, str], Tensor]:
-    """Return starts and ends of chains on a class's energy, a class a row, from two kinds of start.
+) -> tuple[dict[tuple[str, str], Tensor], float]:
+    """Return starts and ends of chains on a class's energy, a class a row, from two kinds of start, and the step size.
 
     "any": draws of q as they come. "best of 20": of twenty draws each that whose class the network finds likeliest.
     """
@@ -267,7 +290,7 @@ def class_draws(
     for name, y in starts.items():
         made[name, "start"] = y
         made[name, "chains"] = white.inverse(run(kernel, white_energy, white(y), n_moves))
-    return made
+    return made, kernel.step_size
 
 
 def classes(data: Data, q: FullMixture, nets: dict[str, Tilt], seed: int, share: float) -> list[dict]:
@@ -278,11 +301,15 @@ def classes(data: Data, q: FullMixture, nets: dict[str, Tilt], seed: int, share:
     asked, white, rows = torch.arange(10).repeat_interleave(36), Whitened(data.y), []
     torch.manual_seed(5000 + seed)
     for model, net in nets.items():
-        made = class_draws(q, net, white, asked, model == "joint", max(3, round(N_MOVES * share)))
+        made, step = class_draws(q, net, white, asked, model == "joint", max(3, round(N_MOVES * share)))
+        with torch.no_grad():
+            taken = net(made["any", "start"]).argmax(1).numpy()
+        agreed = float((judge.predict(as_image(made["any", "start"]).numpy()) == taken).mean())
         for (start, stage), y in made.items():
             images = as_image(y)
             met = float((judge.predict(images.numpy()) == asked.numpy()).mean())
             row = {"seed": seed, "model": model, "start": start, "stage": stage, "n": len(asked), "met": met}
+            row |= {"step": step, "agreed": agreed}
             rows.append(row | {"told_apart": told_apart(images, data.pixels_test), "judge_right": right})
             print(rows[-1], flush=True)
     training = told_apart(data.pixels[: len(asked)], data.pixels_test)
