@@ -299,7 +299,7 @@ def test_the_tables_of_launches_are_whole_and_meet_their_bars():
     assert [row["chain_steps"] for row in results["weak"]] == list(launches.SAMPLER_STEPS)
     assert results["numbers"] == 2 * 128 + 128 + 128 * 128 + 128 + 128 + 1
     for row in launches.predicted(results["weak"], results["fit"], results["numbers"]):
-        assert row in results["weak"] and row["efficiency"] == row["one_ms"] / row["two_ms"]
+        assert row in results["weak"] and row["efficiency"] == row["one_least_ms"] / row["two_least_ms"]
     kinds = launches.EQUAL_WORK + launches.EQUAL_STEPS
     rates = [(*kind, lr) for kind in kinds for lr in launches.RATES]
     assert [(row["ranks"], row["steps"], row["lr"]) for row in results["tried"]] == rates
@@ -335,10 +335,10 @@ def test_equal_states_are_told_from_others():
 
 
 def test_a_line_is_found_and_a_prediction_is_what_it_says():
-    sizes = [{"bytes": b, "microseconds": 100 + 2e-3 * b} for b in (1e3, 1e5, 1e7)]
+    sizes = [{"bytes": b, "least": 100 + 2e-3 * b} for b in (1e3, 1e5, 1e7)]
     line = launches.line_of(sizes)
     assert line == {"latency_us": pytest.approx(100), "ns_per_byte": pytest.approx(2)}
-    rows = launches.predicted([{"one_ms": c, "two_ms": c + 0.5} for c in (1.0, 10.0)], line, 25_000)
+    rows = launches.predicted([{"one_least_ms": c, "two_least_ms": c + 0.5} for c in (1.0, 10.0)], line, 25_000)
     assert [row["by_line"] for row in rows] == pytest.approx([1 / 1.3, 10 / 10.3])
     assert [row["by_first"] for row in rows] == pytest.approx([1 / 1.5, 10 / 10.5])
 

@@ -12,10 +12,11 @@ the SHA-256 of each, and starts them as the notebook does, in a folder of their 
   its last checkpoint (weights, optimizer, chains, generators) bit-equal to that of the undisturbed run?
 - divergence: seconds from the exception of rank 1 of `train.py` until all processes had ended.
 - collective: an all-reduce by size, on 2, 3 and 4 processes (this machine has `cores`), and the bytes that crossed the
-  loopback meanwhile (`wire`). `fits` are lines through the medians, by least squares of relative errors; `fit` is of 2.
+  loopback meanwhile (`wire`). `fits` are lines through the least times, by least squares of relative errors; `fit` is
+  of 2. The medians stand beside.
 - weak: an update of persistent chains, 256 rows a process, by the number of MALA steps: one process alone, both at once
   without averaging, both wrapped by DistributedDataParallel and told not to average, two that average. `efficiency` is
-  one over two; `predicted` explains the two predictions beside it.
+  one over two, least times; `predicted` explains the two predictions beside it.
 - budget: R ranks and S steps, played by one process with R times the rows and chains: at R S = 1,600, and at S = 400.
   KL(data‖model) by quadrature, seeds 0 to 2; each (R, S) has the learning rate that was best on seed 100 (`tried`).
 
@@ -35,7 +36,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from datetime import timedelta
 from functools import partial
@@ -66,6 +67,7 @@ SIZES = (250, 2_500, 25_000, 77_000, 250_000, 1_000_000)  # float32 numbers of a
 SAMPLER_STEPS = (0, 1, 3, 10, 30, 100)
 EQUAL_WORK, EQUAL_STEPS = ((16, 100), (8, 200), (4, 400), (1, 1600)), ((1, 400), (16, 400))
 LAUNCHED = (("gradient.py", 1, 30), ("traps.py", 1, 30), ("train.py", 1, 30), ("ais.py", 1, 30), ("ais.py", 2, 10))
+OF_SCRIPTS = ("runs", "restarts", "divergence")
 KILLS = range(20, 401, 20)
 RATES, SEEDS, SEED_OF_CHOICE = (5e-3, 1e-2, 2e-2, 4e-2, 8e-2), (0, 1, 2), 100
 
@@ -207,9 +209,9 @@ def diverged(n_runs: int) -> dict[str, Any]:
 # --- workers, which torchrun starts from this very file
 
 
-def line_of(rows: list[dict[str, float]], which: str = "microseconds") -> dict[str, float]:
-    """Return microseconds = latency + bytes · per byte, by least squares of relative errors."""
-    t = torch.tensor([row[which] for row in rows], dtype=torch.float64)
+def line_of(rows: list[dict[str, float]]) -> dict[str, float]:
+    """Return microseconds = latency + bytes · per byte, by least squares of relative errors, from the least times."""
+    t = torch.tensor([row["least"] for row in rows], dtype=torch.float64)
     x = torch.tensor([[1.0, row["bytes"]] for row in rows], dtype=torch.float64)
     latency, per_byte = torch.linalg.lstsq(x / t[:, None], torch.ones_like(t)[:, None]).solution[:, 0].tolist()
     return {"latency_us": latency, "ns_per_byte": 1e3 * per_byte}
@@ -354,7 +356,7 @@ def worker_weak(folder: Path, is_quick: bool) -> dict[str, Any]:
             row: dict[str, Any] = {"chain_steps": n} | {f"{kind}_ms": 1e3 * found[kind]["median"] for kind in KINDS}
             row |= {f"{kind}_least_ms": 1e3 * found[kind]["min"] for kind in KINDS}
             row |= {f"{kind}_others": found[kind]["others"] for kind in KINDS}
-            rows.append(row | {"efficiency": row["one_ms"] / row["two_ms"]})
+            rows.append(row | {"efficiency": row["one_least_ms"] / row["two_least_ms"]})
     return {"numbers": sum(p.numel() for p in energy.parameters()), "rows": rows}
 
 
@@ -410,14 +412,20 @@ def learned(n_ranks: int, n_steps: int, lr: float, seed: int) -> float:
 
 
 def predicted(rows: list[dict[str, Any]], line: dict[str, float], numbers: int) -> list[dict[str, Any]]:
-    """Return the rows of weak scaling with two predictions C / (C + t) of their efficiency, C the time of one process.
+    """Return the rows of weak scaling with two predictions C / (C + t) of their efficiency, C the least time of one.
 
     `by_line` has t of the line of all-reduces, which knew nothing of these runs; `by_first` has t of the update without
     sampler steps, and predicts the others.
     """
     times = {"by_line": (line["latency_us"] + 4e-3 * numbers * line["ns_per_byte"]) / 1e3}
-    times["by_first"] = rows[0]["two_ms"] - rows[0]["one_ms"]
-    return [row | {name: row["one_ms"] / (row["one_ms"] + t) for name, t in times.items()} for row in rows]
+    times["by_first"] = rows[0]["two_least_ms"] - rows[0]["one_least_ms"]
+    return [row | {name: row["one_least_ms"] / (row["one_least_ms"] + t) for name, t in times.items()} for row in rows]
+
+
+def same(earlier: dict[str, Any], now: dict[str, Any], files: Iterable[str]) -> bool:
+    """Return whether two runs have the same versions and these files alike."""
+    alike = all(earlier["sha256"].get(name) == now["sha256"][name] for name in files)
+    return alike and all(earlier[key] == now[key] for key in ("versions", "dirty"))
 
 
 def main() -> None:
@@ -438,8 +446,11 @@ def main() -> None:
     results: dict[str, Any] = {"provenance": head | {"cpu_seconds": 0.0}}
     if out.exists():
         earlier = json.loads(out.read_text("utf-8"))
-        if all(earlier["provenance"][key] == head[key] for key in ("sha256", "versions", "dirty")):
+        if same(earlier["provenance"], head, INPUTS):
             results = earlier
+            if not same(earlier["provenance"], head, head["sha256"]):  # a script has changed: what it did is gone
+                results |= {part: [] for part in OF_SCRIPTS}
+                results["provenance"] |= {key: head[key] for key in ("commit", "date", "sha256")}
 
     def once(part: str, make: Callable[[], list[dict[str, Any]]], **key: Any) -> list[dict[str, Any]]:
         """Return the rows of this key; where there are none, make and write them."""
