@@ -159,3 +159,9 @@ def test_what_is_folded_is_a_solution(path):
             heading = headings[-1] if headings else heading
         elif "hide-cell" in tags(cell):
             assert heading.startswith("Exercise"), f"cell {cell.id} is folded under {heading!r}"
+
+
+def test_a_batch_script_in_the_text_starts_as_its_scheduler_asks(path):
+    for cell in nbformat.read(path, as_version=4).cells:
+        for script in re.findall(r"```bash\n(.*?)```", cell.source, re.DOTALL):
+            assert "#SBATCH" not in script or script.startswith("#!/bin/bash\n")
