@@ -220,7 +220,7 @@ def line_of(rows: list[dict[str, float]]) -> dict[str, float]:
 def on_the_loopback() -> int | None:
     """Return the bytes that the loopback has carried, by Linux's own count."""
     table = Path("/proc/net/dev")
-    lines = table.read_text().splitlines() if table.exists() else []
+    lines = table.read_text("utf-8").splitlines() if table.exists() else []
     return next((int(line.split(":")[1].split()[0]) for line in lines if line.strip().startswith("lo:")), None)
 
 
@@ -229,7 +229,7 @@ def busy_seconds() -> float:
     table = Path("/proc/stat")
     if not table.exists():
         return math.nan
-    user, nice, system, _, _, irq, soft, stolen = map(int, table.read_text().split()[1:9])
+    user, nice, system, _, _, irq, soft, stolen = map(int, table.read_text("utf-8").split()[1:9])
     return (user + nice + system + irq + soft + stolen) / os.sysconf("SC_CLK_TCK")
 
 
