@@ -317,6 +317,16 @@ def test_launches_are_of_the_scripts_that_the_notebook_writes():
     assert launches.digests() == {name: digest for name, digest in recorded.items() if "/" not in name}
 
 
+def test_each_launch_is_of_its_script_and_what_that_imports():
+    files = {"a.py": "import os\nimport b", "b.py": "from c import x", "c.py": "x = 1", "d.py": "import a"}
+    assert launches.imported("a.py", files) == {"a.py", "b.py", "c.py"}
+    results = json.loads((FOLDER / "launches.json").read_text("utf-8"))
+    rows = [row for part in launches.OF_SCRIPTS for row in results[part]]
+    assert rows
+    for row in rows:
+        assert row["made_from"] == launches.made_from(row["script"], launches.scripts()), row["script"]
+
+
 def test_a_notebooks_scripts_are_read_as_it_writes_them(tmp_path):
     from IPython.core.inputtransformer2 import TransformerManager
 

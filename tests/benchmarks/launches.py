@@ -3,11 +3,14 @@
     python tests/benchmarks/launches.py
 
 writes launches.json, which chapter 17 shows. It takes the scripts from the `%%writefile` cells of the notebook, records
-the SHA-256 of each, and starts them as the notebook does, in a folder of their own, through gloo on the loopback.
+the SHA-256 of each, and starts them as the notebook does, in a folder of their own, through gloo on the loopback. Each
+row has the commit that it was made at; `made_from` is the SHA-256 of the script that was launched and of those that it
+imports.
 
-- runs: each script that is launched, thirty times in a row. It `failed` if it had not ended after `LIMIT` seconds (a
+- runs: each script that is launched, a hundred times in a row. It `failed` if it had not ended after `LIMIT` seconds (a
   hang), or with an exit code that is not zero, or the message of an abort (a crash); `equal` counts runs that left the
-  files of the first, bit for bit. `nodes` 2 are two launchers that meet at an address, as two machines do, ten times.
+  files of the first, bit for bit. `nodes` 2 are two launchers that meet at an address, as two machines do; they are
+  started thirty times.
 - restarts: rank 1 of `train.py` is killed at steps 20, 40, …, 400; does the restarted run end, and with every part of
   its last checkpoint (weights, optimizer, chains, generators) bit-equal to that of the undisturbed run?
 - divergence: seconds from the exception of rank 1 of `train.py` until all processes had ended.
@@ -31,6 +34,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -66,7 +70,7 @@ ABORTS = ("terminate called", "SIGSEGV", "SIGABRT", "Aborted", "core dumped", "F
 SIZES = (250, 2_500, 25_000, 77_000, 250_000, 1_000_000)  # float32 numbers of an all-reduce
 SAMPLER_STEPS = (0, 1, 3, 10, 30, 100)
 EQUAL_WORK, EQUAL_STEPS = ((16, 100), (8, 200), (4, 400), (1, 1600)), ((1, 400), (16, 400))
-LAUNCHED = (("gradient.py", 1, 30), ("traps.py", 1, 30), ("train.py", 1, 30), ("ais.py", 1, 30), ("ais.py", 2, 10))
+LAUNCHED = (("gradient.py", 1, 100), ("traps.py", 1, 100), ("train.py", 1, 100), ("ais.py", 1, 100), ("ais.py", 2, 30))
 OF_SCRIPTS = ("runs", "restarts", "divergence")
 KILLS = range(20, 401, 20)
 RATES, SEEDS, SEED_OF_CHOICE = (5e-3, 1e-2, 2e-2, 4e-2, 8e-2), (0, 1, 2), 100
@@ -85,6 +89,22 @@ def scripts(notebook: Path = NOTEBOOK) -> dict[str, str]:
 
 def digests(notebook: Path = NOTEBOOK) -> dict[str, str]:
     return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in scripts(notebook).items()}
+
+
+def imported(script: str, files: dict[str, str]) -> set[str]:
+    """Return the names of a script and of those of the files that it imports, at any depth."""
+    found, left = set(), [script]
+    while left:
+        name = left.pop()
+        if name in files and name not in found:
+            found.add(name)
+            left += [f"{module}.py" for module in re.findall(r"^(?:from|import) (\w+)", files[name], re.MULTILINE)]
+    return found
+
+
+def made_from(script: str, files: dict[str, str]) -> str:
+    """Return the SHA-256 of a script and of what it imports of the files."""
+    return hashlib.sha256("".join(files[name] for name in sorted(imported(script, files))).encode()).hexdigest()
 
 
 def launched(file: Path, args: list[str], *options: str, n: int = 2, limit: float = LIMIT) -> dict[str, Any]:
@@ -448,9 +468,10 @@ def main() -> None:
         earlier = json.loads(out.read_text("utf-8"))
         if same(earlier["provenance"], head, INPUTS):
             results = earlier
-            if not same(earlier["provenance"], head, head["sha256"]):  # a script has changed: what it did is gone
-                results |= {part: [] for part in OF_SCRIPTS}
-                results["provenance"] |= {key: head[key] for key in ("commit", "date", "sha256")}
+            for part in OF_SCRIPTS:  # where a script has changed, what it did is gone
+                rows = results.get(part, [])
+                results[part] = [row for row in rows if row["made_from"] == made_from(row["script"], scripts())]
+            results["provenance"] |= {key: head[key] for key in ("commit", "date", "sha256")}
 
     def once(part: str, make: Callable[[], list[dict[str, Any]]], **key: Any) -> list[dict[str, Any]]:
         """Return the rows of this key; where there are none, make and write them."""
@@ -459,7 +480,7 @@ def main() -> None:
         if there:
             return there
         before = os.times()
-        made = [key | row for row in make()]
+        made = [key | row | {"commit": head["commit"]} for row in make()]
         print(part, *made, sep="\n  ", flush=True)
         rows += made
         results["provenance"]["cpu_seconds"] += sum(os.times()[:4]) - sum(before[:4])
@@ -471,12 +492,14 @@ def main() -> None:
 
     for script, nodes, n_runs in LAUNCHED:
         make = partial(repeated, script, nodes, 2 if args.quick else n_runs)
-        once("runs", make, script=script, nodes=nodes)
+        once("runs", make, script=script, nodes=nodes, made_from=made_from(script, scripts()))
+    results["runs"].sort(key=lambda row: [kind[:2] for kind in LAUNCHED].index((row["script"], row["nodes"])))
     for part, run_all in (
         ("restarts", lambda: killed(list(KILLS)[:: 10 if args.quick else 1])),
         ("divergence", lambda: diverged(1 if args.quick else 10)),
     ):
-        once(part, lambda run_all=run_all: [run_all()])
+        key = {"script": "train.py", "made_from": made_from("train.py", scripts())}
+        once(part, lambda run_all=run_all: [run_all()], **key)
     for ranks, steps in EQUAL_WORK + EQUAL_STEPS:
 
         def kl(lr: float, seed: int, ranks: int = ranks, steps: int = steps) -> list[dict[str, Any]]:
