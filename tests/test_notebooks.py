@@ -103,6 +103,20 @@ def test_every_image_has_an_alternative_text(path, built):
             assert alternative_text(cell), f"cell {cell.id} shows an image: give it metadata mystnb.image.alt"
 
 
+def test_no_alternative_text_is_unfinished(path):
+    for cell in code_cells(path):
+        assert not re.search(r"\b(ALT|TODO|XXX)\b", alternative_text(cell)), f"cell {cell.id} has a placeholder"
+
+
+def test_the_bibliography_has_what_the_chapter_cites(path):
+    prose = "\n".join(cell.source for cell in read(path).cells if cell.cell_type == "markdown")
+    references = prose.partition("## References")[2]
+    cited = re.findall(r"arxiv\.org/abs/([\d.]+\d)|doi\.org/([^\s)]+)", references)
+    listed = (ROOT / "book" / "references.bib").read_text("utf-8").lower()
+    missing = [arxiv or doi for arxiv, doi in cited if (arxiv or doi).lower() not in listed]
+    assert cited and not missing, f"{missing} not in book/references.bib"
+
+
 def test_a_cell_that_writes_a_script_does_not_show_where(path):
     for cell in code_cells(path):
         if cell.source.startswith("%%writefile"):
