@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules import module as torch_module
 
 Energy = Callable[[Tensor], Tensor]
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -89,9 +89,9 @@ def _as_written(energy: Any) -> bool:
         if newest.__dict__.keys() & {"energy_and_grad", "forward", "__call__"}:
             break
     for module in energy.modules() if isinstance(energy, nn.Module) else ():
-        if "forward" in module.__dict__ or any(map(module.__dict__.get, _HOOKS)) or _has_any_global_hook():
+        if "forward" in module.__dict__ or any(map(module.__dict__.get, _HOOKS)):
             return False
-    return "energy_and_grad" in newest.__dict__
+    return "energy_and_grad" in newest.__dict__ and not any(vars(torch_module)["_global" + name] for name in _HOOKS)
 
 
 def score(energy: Energy, x: Tensor) -> Tensor:

@@ -190,6 +190,15 @@ def test_binder_installs_what_the_notebooks_import_and_no_more():
         assert imported <= brought_by(packages), f"{path.name} imports {imported - brought_by(packages)}"
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "ebmlib").glob("*.py")), ids=lambda path: path.stem)
+def test_nothing_private_is_imported_from_another_package(path):
+    """A private name may be new, as one of torch 2.13 was that torch 2.6 lacks, and may go."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module != "__future__":
+            names = [*node.module.split("."), *(alias.name for alias in node.names)]
+            assert not any(name.startswith("_") for name in names), f"{path.name} imports {'.'.join(names)}"
+
+
 def test_every_file_is_read_by_its_encoding():
     for path in [path for folder in ("ebmlib", "tests", "book") for path in (ROOT / folder).rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):

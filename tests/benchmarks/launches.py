@@ -62,7 +62,7 @@ from ebmlib.samplers import MALA, run
 from ebmlib.toys import eight_gaussians
 from ebmlib.training import minibatches, train
 
-MODULES = "buffer checkpoint losses networks partition samplers toys training".split()
+MODULES = "annealing buffer checkpoint energies losses networks partition samplers score_matching toys training".split()
 INPUTS = ["tests/benchmarks/launches.py", *(f"ebmlib/{name}.py" for name in MODULES)]
 NOTEBOOK = ROOT / "notebooks" / "17_scaling_up.ipynb"
 LIMIT = 120
