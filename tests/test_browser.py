@@ -6,7 +6,7 @@ It drives Debian's Chromium (`apt install chromium`) through playwright, which d
 import gzip
 import io
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 import matplotlib.image
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import TimeoutError, sync_playwright
 
 FLAGS = [
     *"--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking".split(),
@@ -69,9 +69,13 @@ THIN = """() => {
         if (seen.has(token.className)) token.replaceWith(token.textContent);
         seen.add(token.className);
     }
-    for (const formula of document.querySelectorAll('mjx-container'))
+    for (const formula of document.querySelectorAll('mjx-container')) {
         formula.replaceChildren(formula.querySelector('math').textContent);
+        formula.style = 'min-width: 0; white-space: normal; overflow-wrap: anywhere';  // as text it is wider
+    }
 }"""
+# After a change of width the page's observers act with the next frame.
+NEXT_FRAME = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
 # Contrast is the dear rule, and asks the same of each text in the same colours: one text of each kind is enough.
 CONTRAST = """() => {
     const kinds = new Map(), texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
@@ -178,8 +182,8 @@ def visit(page, address, widths=WIDTHS):
         page.set_viewport_size({"width": width, "height": 800})
         over = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
         problems += [f"at {width} px: scrolls sideways by {over} px"] if over > 0 else []
-        if page.evaluate(UNREACHABLE):
-            page.wait_for_timeout(1000)  # the theme looks again some time after a change of width
+        with suppress(TimeoutError):  # the theme looks again some time after a change of width
+            page.wait_for_function(f"!({UNREACHABLE})().length", timeout=5000)
         problems += [f"at {width} px: scrolls, but not by keyboard: {node}" for node in page.evaluate(UNREACHABLE)]
         problems += [f"at {width} px: a table breaks the word {word}" for word in page.evaluate(BROKEN_WORDS)]
         problems += [
@@ -190,6 +194,7 @@ def visit(page, address, widths=WIDTHS):
     page.evaluate(Axe().axe_script)
     for width in reversed(widths):
         page.set_viewport_size({"width": width, "height": 800})
+        page.evaluate(NEXT_FRAME)
         violations = [("any", violation) for violation in page.evaluate(ALL_BUT_CONTRAST)]
         for theme in ("light", "dark"):
             page.evaluate("theme => document.documentElement.dataset.theme = theme", theme)
