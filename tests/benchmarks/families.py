@@ -5,10 +5,11 @@
 Three data sets: `two modes` in the plane, whose density is known (2,000 rows train, 500 validate, 2,000 test), `wine`
 (protocol B of `wine_density.py`, folds 0 to 2, eight parts train, the ninth validates) and `digits` (binarised 8x8
 images, a permutation a seed, 1,257 train, 180 validate, 360 test). Seed s draws, permutes or takes fold s, and seeds
-the models. Every family gets the same rows and a grid of its own (`GRIDS`), four settings if it is trained by gradients
-(three in the plane), five if it has one number to choose; validation stops each fit by gradients and chooses the
-setting, anew for each seed. A test part is scored once. All that was tried is in `tried`. In the plane energies are
-tilted from N(0, 9 I), which knows nothing of the modes; elsewhere from one Gaussian or from the mixture.
+the models. Every family gets the same rows and a grid of its own (`GRIDS`): eight settings if it is trained by
+gradients, two rates and two sizes with the steps of `STEPS` and with five times as many (three rates in the plane),
+five if it has one number to choose; validation stops each fit by gradients and chooses the setting, anew for each seed.
+A test part is scored once. All that was tried is in `tried`. In the plane energies are tilted from N(0, 9 I), which
+knows nothing of the modes; elsewhere from one Gaussian or from the mixture.
 
 `rows`: nats a row with its standard error over rows; for wines in the standardised raw space (Jacobian added back),
 `moved` the same for wines moved within their rounding cells. `gain` is over the mixture, paired by rows; `ahead` that
@@ -93,7 +94,7 @@ WIDTHS = [{"bandwidth": h} for h in (0.02, 0.03, 0.05, 0.08, 0.12)]
 
 
 def pairs(name: str, values: tuple[Any, ...], rates: tuple[float, ...] = (3e-3, 1e-2)) -> list[dict[str, Any]]:
-    return [{"lr": lr, name: value} for lr in rates for value in values]
+    return [{"lr": lr, name: value, "times": times} for times in (1, 5) for lr in rates for value in values]
 
 
 PLANE: dict[str, list[dict[str, Any]]] = {
@@ -127,7 +128,7 @@ GRIDS: dict[str, dict[str, list[dict[str, Any]]]] = {
         "VAE": pairs("latent", (2, 8)),
         "autoregressive": pairs("drop", (0.1, 0.3)),
         "energy, NCE": pairs("drop", (0.2, 0.5)),
-        "energy, chains": [{"lr": lr, "hidden": h} for lr in (0.05, 0.1) for h in (12, 16)],
+        "energy, chains": pairs("hidden", (12, 16), (0.05, 0.1)),
     },
 }
 STEPS = {"VAE": 1500, "flow": 300, "autoregressive": 500, "energy, NCE": 500, "energy, chains": 250}
@@ -211,6 +212,7 @@ def scaled(name: str, share: float) -> int:
 def fit(family: str, setting: dict[str, Any], data: Data, seed: int, share: float, base: Any = None) -> Any:
     """Return a trained model; `base` is the mixture that validation chose, for energies that are tilted from one."""
     torch.manual_seed(seed)
+    share *= setting.get("times", 1)
     x, bits = data.x, data.kind == "digits"
     plane = data.truth is not None
     lr = setting.get("lr", 0.0)
