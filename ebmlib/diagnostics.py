@@ -124,7 +124,8 @@ def _require_chains(x: Tensor) -> None:
 def energy_gap(energy: Energy, x_data: Tensor, x_model: Tensor) -> Check:
     """Return mean E(x_model) - mean E(x_data), in nats: zero on average where the model has the data's distribution.
 
-    Above zero the chains have not reached where the data lie; below zero they have found something deeper.
+    Above zero the chains have not reached where the data lie, or the model puts mass at higher energies than theirs;
+    below zero they have found something deeper, or miss a shallow well.
 
     Args:
         energy: callable `(batch, *event) -> (batch,)`.

@@ -34,7 +34,7 @@ def use_style() -> None:
         "axes.axisbelow": True,
         "axes.grid": True,
         "grid.alpha": 0.15,
-        "legend.frameon": False,
+        **{"legend.facecolor": PAPER, "legend.framealpha": 1, "legend.edgecolor": "0.6"},  # no marker of its seems data
         "font.size": 10,
         "image.cmap": "viridis",
         "lines.linewidth": 1.8,

@@ -25,7 +25,7 @@ def install_cell() -> str:
     """Return the cell by which a notebook fetches on Colab what Colab lacks."""
     pinned = re.findall(r"^(?:zuko|arviz-stats)==\S+", (ROOT / "requirements.txt").read_text("utf-8"), re.MULTILINE)
     return (
-        "# On Colab: fetch ebmlib and what else Colab lacks; elsewhere this does nothing.\n"
+        "# Where ebmlib is missing, as on Colab, fetch it and what else Colab lacks; elsewhere this does nothing.\n"
         "import importlib.util\n\n"
         'if importlib.util.find_spec("ebmlib") is None:\n'
         f'    %pip install -q --no-deps "ebmlib @ git+{repository()}@main" {" ".join(pinned)}'
