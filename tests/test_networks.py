@@ -139,6 +139,8 @@ def test_conv_errors_are_named():
         ConvEnergy((1, 8, 8), (0,))
     with pytest.raises(ValueError, match=r"\(batch, 1, 8, 8\); got \(5, 8, 8\)"):
         ConvEnergy((1, 8, 8), (4,))(torch.zeros(5, 8, 8))
+    with pytest.raises(ValueError, match=r"\(batch, 1, 8, 8\); got \(5, 1, 7, 7\)"):
+        ConvEnergy((1, 8, 8), (4,))(torch.zeros(5, 1, 7, 7))  # as many numbers, after a stride of 2
 
 
 def tenfold(module, *_):
