@@ -188,4 +188,5 @@ def kaufman_log_z(height: int, width: int, coupling: float | Tensor) -> Tensor:
     halves = [
         (g.abs() + softplus(-2 * g.abs())).sum() + torch.log1p(g.tanh().prod()) for g in (gamma[::2], gamma[1::2])
     ]
+    halves = [half for half in halves if half > -math.inf]  # one that rounds to 0 has no gradient, and needs none
     return torch.logsumexp(torch.stack(halves), 0) - math.log(2) + height * width / 2 * (2 * torch.sinh(2 * j)).log()

@@ -210,10 +210,30 @@ def test_checklist_takes_the_worst_of_coordinates_and_energy():
     assert found.stein == stein_check(standard_normal(2), chains) and found.gap is None
 
 
+def test_checklist_counts_the_tails():
+    """A width that changes slowly shows in the tails alone; the energy is of another coordinate."""
+    width = autoregressive(0.98, seed=1).exp()
+    chains = torch.cat([width * autoregressive(0.0, seed=2), autoregressive(0.0, seed=3)], 2)
+    found = checklist(lambda x: x[:, 1].square() / 2, chains)
+    assert found.ess == found.summary.ess_tail.min() < found.summary.ess_bulk.min() / 2
+
+
+def test_stein_check_centres_a_chain_by_the_others():
+    """Means 2.5 and 0.5: the mean of squares, 4.5, less 2.5 · 0.5; from the mean of all, 1.5, it would be 2.25."""
+    chains = torch.tensor([[1.0, 0.0], [2.0, -1.0], [3.0, 1.0], [4.0, 2.0]], dtype=F64)[..., None]
+    assert stein_check(standard_normal(1), chains).value == pytest.approx(4.5 - 2.5 * 0.5)
+
+
 def test_an_alarm_that_is_no_number_rings():
     nothing = Check(math.nan, math.nan, 0.0)
     found = checklist(standard_normal(1), autoregressive(0.0))._replace(r_hat=math.nan, stein=nothing, gap=nothing)
     assert found.alarms() == ["r_hat", "stein", "gap"]
+
+
+def test_a_check_without_an_error_has_no_finite_z():
+    flat = energy_gap(lambda x: torch.zeros(len(x)), torch.zeros(9, 2), torch.zeros(9, 2))
+    assert flat.std_error == 0 and math.isnan(flat.z)
+    assert (Check(1.0, 0.0, 2.0).z, Check(3.0, 0.0, 2.0).z) == (-math.inf, math.inf)
 
 
 @pytest.mark.parametrize("judge", [stein_check, checklist])

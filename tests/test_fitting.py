@@ -77,6 +77,36 @@ def test_the_learned_constant_is_not_decayed():
     assert abs(fit.log_z - (a**2 / 2 - 3)) < 0.5  # 0.16: the constant pays for what the tilt lacks
 
 
+class Points:
+    """Draws that are all at 0 at the first call, at 1 at the next, and so on."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def sample(self, shape):
+        self.calls += 1
+        return torch.full((*shape, 1), self.calls - 1.0, dtype=F64)
+
+    def log_prob(self, x):
+        return torch.zeros(len(x), dtype=x.dtype)
+
+
+def test_the_score_takes_log_z_from_draws_of_its_own():
+    energy = TiltedEnergy(Points(), Ramp(1))
+    energy.tilt.a.data.fill_(2.0)
+    x = torch.full((200, 1), 5.0, dtype=F64)
+    assert fit_tilt(energy, x, x, n_steps=1).scores[0] == pytest.approx(2 * 5 - 2 * 1)
+
+
+def test_jitter_is_added_to_data_alone():
+    energy, seen = TiltedEnergy(Points(), Ramp(1)), []
+    energy.tilt.register_forward_pre_hook(lambda tilt, x: seen.append(x[0]) if tilt.training else None)
+    x = torch.ones(200, 1, dtype=F64)
+    fit_tilt(energy, x, x, n_steps=1, nu=3, jitter=0.1, batch_size=100)
+    (rows,) = seen
+    assert (rows[100:] == 0).all() and rows[:100].std().item() == pytest.approx(0.1, rel=0.4)  # 5.6 standard errors
+
+
 def test_the_best_step_is_kept_and_the_start_counts():
     weight = nn.Parameter(torch.zeros(()))
     module = nn.ParameterList([weight])

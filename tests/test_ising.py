@@ -40,6 +40,15 @@ def test_gradient_by_hand_and_changes(coupling):
     torch.testing.assert_close(torch.where(x > 0, p, 1 - p), torch.sigmoid(flip_changes(energy, x)[1]))
 
 
+@pytest.mark.parametrize("coupling", [torch.tensor(0.4, dtype=F64), couplings()], ids=["one", "each"])
+def test_the_energy_carries_the_gradient_of_its_couplings(coupling):
+    """It is linear in them."""
+    j = coupling.clone().requires_grad_()
+    e = IsingEnergy(4, 4, j)(STATES[::501]).sum()
+    (slope,) = torch.autograd.grad(e, j)
+    torch.testing.assert_close((slope * j).sum(), e)
+
+
 @pytest.mark.parametrize("coupling", [-0.3, 0.0, 0.2, CRITICAL, 0.6])
 def test_transfer_matrix_is_the_sum_over_all_states(coupling):
     e, m = IsingEnergy(4, 4, coupling)(STATES), (2 * STATES - 1).sum(1)
@@ -67,6 +76,15 @@ def test_kaufmans_sum_is_the_transfer_matrix(sides, coupling):
     (slope,) = torch.autograd.grad(log_z, j)
     assert abs(log_z.item() - torus.log_z) < 1e-10
     assert abs(-coupling * slope.item() - torus.energy) < 1e-9
+
+
+def test_kaufmans_sum_has_a_gradient_at_a_weak_coupling():
+    """There one of its halves rounds to zero."""
+    j = torch.tensor(0.1, dtype=F64, requires_grad=True)
+    (slope,) = torch.autograd.grad(kaufman_log_z(32, 32, j), j)
+    step = 1e-4
+    expected = (kaufman_log_z(32, 32, 0.1 + step) - kaufman_log_z(32, 32, 0.1 - step)) / (2 * step)
+    assert slope.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_large_tori_come_near_onsagers_energy():

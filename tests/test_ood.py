@@ -234,6 +234,13 @@ def test_the_interval_of_pairs_is_that_of_repeated_experiments():
     assert widths[1] / spread > 1.5, "the test has no power"
 
 
+def test_each_kind_of_group_keeps_its_number():
+    """All energies tie, so that the AUPR is the share of OOD: 20 of 70 in each resampling."""
+    groups = torch.arange(50), torch.arange(40, 60)  # 40 normal, 10 of both, 10 OOD
+    report = evaluate_ood(torch.zeros(50), torch.zeros(20), 40, groups=groups)
+    assert report.aupr_interval == pytest.approx((2 / 7, 2 / 7))
+
+
 def test_groups_of_other_shapes_are_refused():
     with pytest.raises(
         ValueError, match=r"groups must be \(50,\) and \(40,\), one label a row; got \(50,\) and \(39,\)"

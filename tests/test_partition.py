@@ -30,9 +30,9 @@ def test_quadrature_of_a_gaussian(dim, n_points):
 
 
 def test_quadrature_spans_blocks():
-    assert BLOCK < 300**2
-    energy = GaussianMixtureEnergy(torch.tensor([[-2.0, 0.0], [2.0, 1.0]], dtype=F64), 0.5)
-    assert abs(quadrature(energy, *box(2, 8.0), 300).value - energy.log_z) < 1e-10
+    assert BLOCK < 300**2 < 2 * BLOCK  # the second has what lies beyond 6.5 on the second axis
+    energy = GaussianMixtureEnergy(torch.tensor([[-2.0, 6.0], [2.0, 5.0]], dtype=F64), 0.5)
+    assert abs(quadrature(energy, *box(2, 10.0), 300).value - energy.log_z) < 1e-10
 
 
 @given(degree=st.integers(0, 9), n_points=st.integers(5, 8))
@@ -116,8 +116,10 @@ def test_bad_input_is_named():
         ):
             with pytest.raises(ValueError, match=f"row 0 .* is {bad}"):
                 estimate(broken)
-    with pytest.raises(ValueError, match="one value a row"):
+    with pytest.raises(ValueError, match="an energy must return .* one value a row"):
         importance_sampling(lambda x: x, normal, 10)
+    with pytest.raises(ValueError, match=r"the proposal must return shape \(10,\), .*; got \(10, 2\)"):
+        importance_sampling(flat, Normal(torch.zeros(2), 1.0), 10)
 
 
 @given(n=st.integers(1, 50), shift=st.floats(-1e4, 1e4))

@@ -1,6 +1,7 @@
 """Machines small enough to sum over all their states, in double precision."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -65,6 +66,12 @@ def test_exact_log_z_takes_logarithms_in_time():
         h @ rbm.hidden_bias + torch.logaddexp(h @ rbm.weight.T + rbm.visible_bias, h[:1, :1]).sum(1), 0
     )
     torch.testing.assert_close(exact_log_z(rbm), brute, rtol=1e-13, atol=0)
+
+
+def test_exact_log_z_takes_the_logarithm_below_the_largest_number():
+    """Two groups of four units have 400 nats each: exp(800) is infinite."""
+    rbm = RBM.from_parameters(torch.zeros(8, 2), torch.full((8,), 100.0), torch.zeros(2))
+    assert exact_log_z(rbm).item() == pytest.approx(800 + 2 * math.log(2), abs=1e-9)
 
 
 def test_exact_log_z_of_many_states():

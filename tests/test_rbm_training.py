@@ -76,6 +76,15 @@ def test_every_row_counts_once_and_the_last_batch_may_be_smaller():
     assert contrastive_epoch(rbm, x, 0.1, batch_size=50).shape == (7, 3)
 
 
+def test_a_smaller_batch_has_the_mean_of_its_own_rows():
+    ends = []
+    for batch_size in (7, 50):
+        rbm = machine()
+        contrastive_epoch(rbm, bits(7, 4), 0.1, batch_size=batch_size, generator=torch.Generator().manual_seed(0))
+        ends.append(parameters(rbm))
+    assert all(map(torch.equal, *ends))
+
+
 def test_it_is_reproducible_and_leaves_its_inputs():
     x, chains = bits(30, 4), bits(10, 4, seed=6)
     kept = x.clone(), chains.clone()

@@ -1,10 +1,12 @@
 """The tuned step against acceptances that can be measured, and where nothing can be tuned."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 
 from ebmlib.energies import GaussianEnergy
-from ebmlib.samplers import HMC, MALA, Langevin, trace
+from ebmlib.samplers import HMC, MALA, Langevin, State, trace
 from ebmlib.tuning import tune
 
 F64 = torch.float64
@@ -20,6 +22,24 @@ def test_the_tuned_step_is_accepted_as_wanted(kernel, target, start):
     accepted = trace(tuned, BALL, BALL.sample((500,), g), 40, generator=g).accept_prob.mean().item()
     assert accepted == pytest.approx(target, abs=0.03)
     assert type(tuned) is type(kernel) and vars(tuned) == {**vars(kernel), "step_size": tuned.step_size}
+
+
+def test_the_chains_move_on_during_the_search():
+    starts = []
+
+    @dataclass(frozen=True)
+    class Walk:
+        step_size: float
+
+        def init(self, energy, x):
+            starts.append(x.item())
+            return State(x, x[:, 0], x)
+
+        def step(self, energy, state, generator):
+            return self.init(energy, state.x + 1), torch.tensor([0.5])
+
+    tune(Walk(1.0), BALL, torch.zeros(1, 1), 0.5, 3)
+    assert starts == [0, 1, 1, 2, 2, 3]
 
 
 def test_the_search_repeats_and_leaves_the_starts_alone():
