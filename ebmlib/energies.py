@@ -42,7 +42,7 @@ def one_a_row(e: Tensor, x: Tensor, who: str = "an energy") -> Tensor:
 def energy_and_grad(energy: Energy, x: Tensor) -> tuple[Tensor, Tensor]:
     """Return E(x) `(batch,)` and ∇E(x), shaped as x, both detached; parameters of the energy collect no gradient.
 
-    By the energy's own method `energy_and_grad(x)`, unless its call or a wrapper is newer (`by_hand`); else by autograd.
+    By its own method `energy_and_grad(x)`, unless its call or a wrapper is newer (`by_hand`); else by autograd.
     """
     method: Any = getattr(energy, "energy_and_grad", None)
     if getattr(method, "__self__", energy) is not energy or not (hasattr(method, "by_hand") or _as_written(energy)):
