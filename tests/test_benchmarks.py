@@ -944,7 +944,7 @@ def test_every_setting_of_a_grid_reaches_its_model(name):
             continue  # its grid is that of NCE
         seen = []
         for setting in grid:
-            model = families.fit(family, setting, few, 0, 0.0, base)
+            model = families.fit(family, setting, few, 0, 0.04, base)  # at 0 five times the steps are as few
             with torch.no_grad():
                 seen.append(model.log_prob(few.x_validation[:5]).sum().item())
         assert len({round(value, 4) for value in seen}) == len(grid), f"{family}: {seen}"
