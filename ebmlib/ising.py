@@ -186,6 +186,8 @@ def kaufman_log_z(height: int, width: int, coupling: float | Tensor) -> Tensor:
     gamma = torch.acosh(torch.cosh(2 * j) / torch.tanh(2 * j) - torch.cos(angle))
     gamma = torch.cat([(2 * j + torch.tanh(j).log())[None], gamma]) * height / 2  # the first has a sign
     halves = [
-        (g.abs() + softplus(-2 * g.abs())).sum() + torch.log1p(g.tanh().prod()) for g in (gamma[::2], gamma[1::2])
+        (g.abs() + softplus(-2 * g.abs())).sum() + torch.log1p(product)
+        for g in (gamma[::2], gamma[1::2])
+        if (product := g.tanh().prod()) > -1  # else its weight is 0, whose logarithm has no gradient
     ]
     return torch.logsumexp(torch.stack(halves), 0) - math.log(2) + height * width / 2 * (2 * torch.sinh(2 * j)).log()

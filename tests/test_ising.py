@@ -69,6 +69,15 @@ def test_kaufmans_sum_is_the_transfer_matrix(sides, coupling):
     assert abs(-coupling * slope.item() - torus.energy) < 1e-9
 
 
+def test_kaufmans_sum_has_a_gradient_at_a_weak_coupling():
+    """There one of its halves rounds to zero."""
+    j = torch.tensor(0.1, dtype=F64, requires_grad=True)
+    (slope,) = torch.autograd.grad(kaufman_log_z(32, 32, j), j)
+    step = 1e-4
+    expected = (kaufman_log_z(32, 32, 0.1 + step) - kaufman_log_z(32, 32, 0.1 - step)) / (2 * step)
+    assert slope.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
 def test_large_tori_come_near_onsagers_energy():
     """At the critical point the infinite lattice has -J √2 a site; a torus is off by a multiple of 1/side."""
     off = []
