@@ -29,7 +29,7 @@ def neighbour_test(
 
     Under one distribution labels are exchangeable, whatever the distribution is: the chance of a p-value at most α is
     at most α. That needs draws that are independent, within and between the sets: copies of one another, pairs and
-    chains break it. Euclidean distances: columns count by their spread.
+    chains break it. Euclidean distances: columns count by their spread, and chance decides where distances tie.
 
     Args:
         x: shape `(n, dim)`.
@@ -39,19 +39,23 @@ def neighbour_test(
         generator: on the CPU.
 
     Raises:
-        ValueError: if the sets are not `(n, dim)` of one dim, hold NaN or infinite values, or k or `n_shuffles` is out
-            of range.
+        ValueError: if the sets are not `(n, dim)` of one dim, are empty, hold NaN or infinite values, or k or
+            `n_shuffles` is out of range.
 
     Source: Schilling (1986), Journal of the American Statistical Association 81.
     """
-    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
-        raise ValueError(f"x and y must be (n, dim) and (m, dim); got {tuple(x.shape)} and {tuple(y.shape)}")
+    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or not (len(x) and len(y)):
+        got = f"{tuple(x.shape)} and {tuple(y.shape)}"
+        raise ValueError(f"x and y must be (n, dim) and (m, dim), neither empty; got {got}")
     together, n, m = torch.cat([x, y]), len(x), len(y)
     if not torch.isfinite(together).all():
         raise ValueError("x or y holds a NaN or infinite value")
     if not 1 <= k < n + m or n_shuffles < 2:
         raise ValueError(f"k must be between 1 and {n + m - 1}, n_shuffles at least 2; got {k} and {n_shuffles}")
-    near = torch.cdist(together, together).fill_diagonal_(torch.inf).topk(k, largest=False).indices.cpu()
+    # By differences, not by products of matrices, which lose the distances of sets far from the origin.
+    distance = torch.cdist(together, together, compute_mode="donot_use_mm_for_euclid_dist").fill_diagonal_(torch.inf)
+    order = torch.randperm(n + m, generator=generator)  # of ties the first are taken: in order, those of x
+    near = order[distance[:, order.to(distance.device)].topk(k, largest=False).indices.cpu()]
     label = torch.arange(n + m) < n
 
     def own(label: Tensor) -> Tensor:

@@ -41,6 +41,22 @@ def test_under_one_distribution_z_is_standard_and_the_p_value_uniform():
         assert share < alpha + 4 * math.sqrt(alpha * (1 - alpha) / n), f"p ≤ {alpha} in a share {share}"
 
 
+def test_the_p_value_keeps_its_level_where_distances_tie():
+    """Points on four corners: were ties broken by row number, p ≤ 0.2 would have a share of 0.6."""
+    n, g = 300, torch.Generator().manual_seed(0)
+    corners = [(torch.rand(60, 2, generator=g) < 0.5).float() for _ in range(n)]
+    p_values = [neighbour_test(d[:15], d[15:], n_shuffles=39, generator=g).p_value for d in corners]
+    for alpha in (0.05, 0.2):
+        share = sum(p <= alpha for p in p_values) / n
+        assert share < alpha + 4 * math.sqrt(alpha * (1 - alpha) / n), f"p ≤ {alpha} in a share {share}"
+
+
+def test_the_origin_plays_no_part_in_single_precision():
+    x, y = normal(40, 3, seed=0), 2 + normal(40, 3, seed=1)
+    near, far = (neighbour_test((x + shift).float(), (y + shift).float(), n_shuffles=9) for shift in (0, 1e4))
+    assert far.share == pytest.approx(near.share, abs=0.02)  # rows are rounded to a thousandth
+
+
 def test_a_narrower_set_is_found():
     assert neighbour_test(normal(300, 11, seed=0), 0.6 * normal(300, 11, seed=1)).z > 5
 
@@ -50,6 +66,8 @@ def test_a_narrower_set_is_found():
     [
         (torch.zeros(5, 2), torch.zeros(5, 3), 1, "must be"),
         (torch.zeros(5), torch.zeros(5), 1, "must be"),
+        (torch.zeros(5, 2), torch.zeros(0, 2), 1, r"neither empty; got \(5, 2\) and \(0, 2\)"),
+        (torch.zeros(0, 2), torch.zeros(5, 2), 1, "neither empty"),
         (torch.full((5, 2), math.nan), torch.zeros(5, 2), 1, "NaN"),
         (torch.zeros(5, 2), torch.zeros(5, 2), 10, "k must be between 1 and 9"),
     ],
