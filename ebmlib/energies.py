@@ -1,7 +1,4 @@
-"""Energies: any callable `(batch, *event) -> (batch,)`, in nats, with log p(x) = -E(x) - log Z.
-
-Here are the checked call, the two derivatives, and energies whose log Z is known. A ValueError names what is wrong.
-"""
+"""Energies: any callable `(batch, *event) -> (batch,)`, in nats, with log p(x) = -E(x) - log Z; some with known Z."""
 
 import functools
 import math
@@ -43,20 +40,19 @@ def one_a_row(e: Tensor, x: Tensor) -> Tensor:
 
 
 def energy_and_grad(energy: Energy, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return E(x) `(batch,)` and ∇E(x), shaped as x, both detached: what a sampler needs.
+    """Return E(x) `(batch,)` and ∇E(x), shaped as x, both detached; parameters of the energy collect no gradient.
 
-    An energy that has a method `energy_and_grad(x)` gives both itself, unless a call runs newer code (see `by_hand`);
-    else autograd takes the gradient. x is left untouched, and parameters of the energy collect no gradient.
+    By its own method `energy_and_grad(x)`, neither older than its call (`by_hand`) nor of what it wraps, or by autograd.
     """
     method: Any = getattr(energy, "energy_and_grad", None)
-    if not (hasattr(method, "by_hand") or _as_written(energy)):
+    if getattr(method, "__self__", energy) is not energy or not (hasattr(method, "by_hand") or _as_written(energy)):
         return by_autograd(energy, x)
     e, grad = method(x)
     return one_a_row(e, x).detach(), grad.detach()
 
 
 def by_autograd(energy: Energy, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what `energy_and_grad` returns, by autograd whatever methods the energy has."""
+    """Return what `energy_and_grad` returns, by autograd whatever methods the energy has; not in `inference_mode`."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         e = one_a_row(energy(x), x)
@@ -107,7 +103,7 @@ class GaussianEnergy:
 
     Args:
         mean: μ, shape `(dim,)`.
-        covariance: Σ, shape `(dim, dim)`, positive definite; read once: after a step on it, build another energy.
+        covariance: Σ, shape `(dim, dim)`, symmetric, positive definite; read once: after a step on it, build another.
         offset: constant added to the energy; it moves log Z and leaves p unchanged.
     """
 
@@ -118,6 +114,9 @@ class GaussianEnergy:
         factor, info = torch.linalg.cholesky_ex(covariance)
         if info or factor.isinf().any():
             raise ValueError(f"the covariance is not positive definite from order {int(info) or len(mean)} on")
+        std = covariance.diagonal().sqrt()
+        if len(bad := torch.nonzero((covariance - covariance.T).abs() > 1e-3 * std.outer(std))):
+            raise ValueError(f"the covariance is not symmetric: see row {int(bad[0, 0])}, column {int(bad[0, 1])}")
         self.mean, self.factor, self.precision = mean, factor, torch.cholesky_inverse(factor)
         self.offset = torch.as_tensor(offset, dtype=mean.dtype, device=mean.device)
         self.log_z = 0.5 * len(mean) * math.log(2 * math.pi) + factor.diagonal().log().sum() - self.offset
@@ -129,10 +128,10 @@ class GaussianEnergy:
 
     @by_hand
     def energy_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return E(x) and ∇E(x) = Σ⁻¹ (x-μ), detached."""
-        residual = x - self.mean
+        """Return E(x) and ∇E(x) = Σ⁻¹ (x-μ), detached; x may be `(batch, *event)` with dim coordinates a row."""
+        residual = x.reshape(len(x), len(self.mean)) - self.mean
         grad = residual @ self.precision
-        return torch.add(self.offset, torch.linalg.vecdot(residual, grad), alpha=0.5), grad
+        return torch.add(self.offset, torch.linalg.vecdot(residual, grad), alpha=0.5), grad.reshape(x.shape)
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Return log p(x) in nats, shape `(batch,)`."""
@@ -179,9 +178,10 @@ class GaussianMixtureEnergy:
         """Return E(x) and ∇E(x) = (x - Σₖ rₖ μₖ) / σ², detached; rₖ is the share of component k in the density at x."""
         if x.dtype != self.means.dtype:
             return by_autograd(self, x)
-        log_joint = self._log_joint(x)
-        grad = torch.addmm(x, log_joint.softmax(1), self.means, alpha=-1).div_(self.std**2)
-        return self.offset - torch.logsumexp(log_joint, dim=1), grad
+        flat = x.reshape(len(x), self.means.shape[1])  # x may be `(batch, *event)`, as for the Gaussian
+        log_joint = self._log_joint(flat)
+        grad = torch.addmm(flat, log_joint.softmax(1), self.means, alpha=-1).div_(self.std**2)
+        return self.offset - torch.logsumexp(log_joint, dim=1), grad.reshape(x.shape)
 
     def _log_joint(self, x: Tensor) -> Tensor:
         squared = (x[:, None] - self.means).square().sum(-1)

@@ -144,6 +144,9 @@ def test_bad_parameters_are_named():
     mean, covariance = torch.zeros(2), torch.tensor([[1.0, 2.0], [2.0, 1.0]])
     with pytest.raises(ValueError, match="order 2"):
         GaussianEnergy(mean, covariance)
+    with pytest.raises(ValueError, match="not symmetric: see row 0, column 1"):
+        GaussianEnergy(mean, torch.tensor([[1.0, 0.3], [0.5, 1.0]]))
+    GaussianEnergy(mean, torch.tensor([[1.0, 0.5 + 1e-6], [0.5, 1.0]]))  # rounding
     with pytest.raises(ValueError, match=r"\(2,\), \(3, 3\)"):
         GaussianEnergy(mean, torch.eye(3))
     with pytest.raises(ValueError, match="std must be positive; got 0"):
@@ -355,6 +358,33 @@ def test_what_changes_a_call_changes_the_gradient_of_anothers_module_too(change)
 def test_a_forward_newer_than_the_gradient_by_hand_wins():
     energy, x = Newer(), torch.randn(3, 2, dtype=F64)
     torch.testing.assert_close(energy_and_grad(energy, x), by_autograd(energy, x), rtol=0, atol=0)
+
+
+class Wrapped:
+    """Twice another energy; whatever else it is asked for, it gives the other's."""
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+    def __call__(self, x):
+        return 2 * self.inner(x)
+
+
+def test_a_gradient_by_hand_of_another_energy_is_not_taken():
+    energy, x = Wrapped(gaussian(2)), torch.randn(3, 2, dtype=F64)
+    torch.testing.assert_close(energy_and_grad(energy, x), by_autograd(energy, x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("energy", [gaussian(4), GaussianMixtureEnergy(torch.eye(4, dtype=F64), 0.6)])
+@pytest.mark.parametrize("event", [(2, 2), (1, 4), (4, 1)])
+def test_the_gradient_by_hand_takes_the_states_of_the_call(energy, event):
+    x = energy.sample((5,))
+    e, grad = energy.energy_and_grad(x.view(5, *event))
+    assert torch.equal(e, energy.energy_and_grad(x)[0])
+    assert torch.equal(grad, energy.energy_and_grad(x)[1].view(5, *event))
 
 
 def test_by_hand_serves_a_class_of_ones_own():
