@@ -39,6 +39,8 @@ class Whitened(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return z, shape `(batch, dim)`."""
+        if x.ndim != 2 or x.shape[1] != len(self.mean):
+            raise ValueError(f"x must be (batch, {len(self.mean)}); got {tuple(x.shape)}")
         return (x - self.mean) @ self.whiten
 
     def inverse(self, z: Tensor) -> Tensor:
@@ -88,7 +90,7 @@ class KernelDensity(nn.Module):
         n, c = math.prod(shape), self.centres
         index = torch.randint(len(c), (n,), generator=generator, device=c.device)
         noise = torch.randn(n, c.shape[1], generator=generator, dtype=c.dtype, device=c.device)
-        return self.whitened.inverse(self.bandwidth * (c[index] + noise)).reshape(*shape, -1)
+        return self.whitened.inverse(self.bandwidth * (c[index] + noise)).reshape(*shape, c.shape[1])
 
 
 def best_bandwidth(x: Tensor, x_validation: Tensor) -> float:
@@ -104,9 +106,12 @@ def best_bandwidth(x: Tensor, x_validation: Tensor) -> float:
         x_validation: shape `(n_validation, dim)`.
 
     Raises:
-        ValueError: if every validation row stands in x, so that the likelihood has no maximum; as `Whitened`.
+        ValueError: if every validation row stands in x, so that the likelihood has no maximum, or one holds a NaN or
+            infinite value; as `Whitened`.
         RuntimeError: if 10,000 steps do not suffice.
     """
+    if not torch.isfinite(x_validation).all():
+        raise ValueError("x_validation holds a NaN or infinite value")
     if (x_validation[:, None] == x).all(2).any(1).all():
         raise ValueError("every validation row stands in x: the narrower the kernels, the likelier they are")
     whitened = Whitened(x.double())

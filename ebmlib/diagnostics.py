@@ -37,8 +37,12 @@ class Check(NamedTuple):
 
     @property
     def z(self) -> float:
-        """The distance from the expected value in standard errors; by chance beyond 4 in 6 of 100,000 cases."""
-        return (self.value - self.expected) / self.std_error
+        """The distance from the expected value in standard errors; by chance beyond 4 in 6 of 100,000 cases.
+
+        Where the error is 0, as for a flat energy, it is infinite, and NaN at the expected value.
+        """
+        distance = self.value - self.expected
+        return distance / self.std_error if self.std_error else distance * math.inf
 
 
 class Checklist(NamedTuple):

@@ -42,7 +42,7 @@ def one_a_row(e: Tensor, x: Tensor) -> Tensor:
 def energy_and_grad(energy: Energy, x: Tensor) -> tuple[Tensor, Tensor]:
     """Return E(x) `(batch,)` and ∇E(x), shaped as x, both detached; parameters of the energy collect no gradient.
 
-    By its own method `energy_and_grad(x)`, neither older than its call (`by_hand`) nor of what it wraps, or by autograd.
+    By its own method `energy_and_grad(x)`, not older than its call (`by_hand`) nor of what it wraps; or by autograd.
     """
     method: Any = getattr(energy, "energy_and_grad", None)
     if getattr(method, "__self__", energy) is not energy or not (hasattr(method, "by_hand") or _as_written(energy)):

@@ -119,6 +119,8 @@ class SoftSteps(nn.Module):
         self.sharpness = sharpness
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.ndim != 2 or x.shape[1] != self.places.shape[1]:
+            raise ValueError(f"x must be (batch, {self.places.shape[1]}); got {tuple(x.shape)}")
         return torch.cat([x, torch.tanh(self.sharpness * (x[:, None] - self.places)).flatten(1)], dim=1)
 
 
@@ -151,7 +153,7 @@ class Confined(nn.Module):
         return e + self._bowl(x), torch.add(grad, x, alpha=1 / self.std**2)
 
     def _bowl(self, x: Tensor) -> Tensor:
-        return x.flatten(1).square().sum(1) / (2 * self.std**2)
+        return x[:, None].flatten(1).square().sum(1) / (2 * self.std**2)
 
 
 class ConvEnergy(nn.Module):

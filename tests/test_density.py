@@ -84,7 +84,24 @@ def test_far_from_all_rows_the_best_bandwidth_has_a_closed_form():
     assert best_bandwidth(x, held_out) == pytest.approx(math.sqrt(0.5), rel=1e-5)
 
 
+def test_rows_of_another_width_are_refused():
+    x = rows(50)
+    for call in (Whitened(x), KernelDensity(x, 0.4), KernelDensity(x, 0.4).log_prob):
+        for bad in (x[:, :1], x[0], x[None]):
+            with pytest.raises(ValueError, match=r"x must be \(batch, 3\); got \("):
+                call(bad)
+
+
+def test_sample_shapes():
+    for shape in ((), (0,), (2, 0), (2, 4)):
+        assert KernelDensity(rows(50), 0.4).sample(shape).shape == (*shape, 3)
+
+
 def test_bad_bandwidths_are_refused():
+    held_out = rows(10, seed=1)
+    held_out[3, 1] = math.nan
+    with pytest.raises(ValueError, match="x_validation holds a NaN"):
+        best_bandwidth(rows(50), held_out)
     with pytest.raises(ValueError, match="bandwidth must be positive; got 0.0"):
         KernelDensity(rows(50), 0.0)
     with pytest.raises(ValueError, match="every validation row stands in x"):

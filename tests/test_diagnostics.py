@@ -216,6 +216,12 @@ def test_an_alarm_that_is_no_number_rings():
     assert found.alarms() == ["r_hat", "stein", "gap"]
 
 
+def test_a_check_without_an_error_has_no_finite_z():
+    flat = energy_gap(lambda x: torch.zeros(len(x)), torch.zeros(9, 2), torch.zeros(9, 2))
+    assert flat.std_error == 0 and math.isnan(flat.z)
+    assert (Check(1.0, 0.0, 2.0).z, Check(3.0, 0.0, 2.0).z) == (-math.inf, math.inf)
+
+
 @pytest.mark.parametrize("judge", [stein_check, checklist])
 def test_chains_that_cannot_be_judged_are_named(judge):
     with pytest.raises(ValueError, match=r"at least 4 draws of 2 chains; got \("):

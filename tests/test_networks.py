@@ -93,6 +93,12 @@ def test_confined_is_a_gaussian_when_the_energy_is_flat():
     assert quadrature(energy, low, -low, 200).value == pytest.approx(math.log(2 * math.pi * 4), abs=1e-10)
 
 
+def test_confined_takes_states_without_coordinates():
+    energy, x = Confined(lambda x: x**3, 2.0), torch.randn(5, dtype=F64)
+    torch.testing.assert_close(energy(x), x**3 + x.square() / 8)
+    torch.testing.assert_close(energy_and_grad(energy, x)[1], 3 * x.square() + x / 4)
+
+
 def test_soft_steps_stand_at_quantiles_and_are_smooth():
     x = torch.linspace(0, 4, 41, dtype=F64)[:, None] * torch.tensor([1.0, -2.0], dtype=F64)
     steps = SoftSteps(x, 3, sharpness=5.0)
@@ -104,6 +110,9 @@ def test_soft_steps_stand_at_quantiles_and_are_smooth():
     assert torch.autograd.gradcheck(steps, torch.randn(4, 2, dtype=F64, requires_grad=True))
     with pytest.raises(ValueError, match="n_steps must be at least 1; got 0"):
         SoftSteps(x, 0)
+    for bad in (x[:, :1], x[0], x[None]):
+        with pytest.raises(ValueError, match=r"x must be \(batch, 2\); got \("):
+            steps(bad)
 
 
 @given(shape=st.tuples(*[st.integers(1, 9)] * 3), channels=st.lists(st.integers(1, 4), max_size=4))
