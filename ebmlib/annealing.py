@@ -46,7 +46,7 @@ class Annealed(NamedTuple):
 
 def geometric_path(energy: Energy, base: Distribution) -> Path:
     """Return the path E_β(x) = βE(x) - (1 - β) log q(x), from the base q at β = 0 to the energy at β = 1."""
-    return lambda beta: lambda x: beta * one_a_row(energy(x), x) - (1 - beta) * base.log_prob(x)
+    return lambda b: lambda x: b * one_a_row(energy(x), x) - (1 - b) * one_a_row(base.log_prob(x), x, "the base")
 
 
 def annealed_importance_sampling(
@@ -167,7 +167,7 @@ def _path(energy: Energy, base: Distribution, betas: Betas, path: Path | None) -
 
     def at(beta: float) -> Any:
         if beta == 0:
-            return lambda x: -base.log_prob(x)
+            return lambda x: -one_a_row(base.log_prob(x), x, "the base")
         return energy if beta == 1 else inner(beta)
 
     return at, numbers

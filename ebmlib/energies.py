@@ -24,18 +24,18 @@ class Distribution(Protocol):
     def sample(self, shape: torch.Size) -> Tensor: ...
 
 
-def evaluate(energy: Energy, x: Tensor) -> Tensor:
+def evaluate(energy: Energy, x: Tensor, who: str = "an energy") -> Tensor:
     """Return E(x), shape `(batch,)`, checked at the boundary: NotFinite, if a value is NaN or infinite."""
-    e = one_a_row(energy(x), x)
+    e = one_a_row(energy(x), x, who)
     if len(bad := torch.nonzero(~torch.isfinite(e))):
         raise NotFinite(f"the energy of row {int(bad[0])} of {len(x)} is {e[bad[0]].item()}")
     return e
 
 
-def one_a_row(e: Tensor, x: Tensor) -> Tensor:
-    """Return e, the energies of x, whose shape must be `(batch,)`."""
+def one_a_row(e: Tensor, x: Tensor, who: str = "an energy") -> Tensor:
+    """Return e, the energies of x or what else `who` returned, whose shape must be `(batch,)`."""
     if e.shape != x.shape[:1]:
-        raise ValueError(f"an energy must return shape {tuple(x.shape[:1])}, one value a row; got {tuple(e.shape)}")
+        raise ValueError(f"{who} must return shape {tuple(x.shape[:1])}, one value a row; got {tuple(e.shape)}")
     return e
 
 

@@ -51,11 +51,12 @@ def train_to_best(
     """Train by `training.train`, and leave the module in evaluation mode as it was at its best validation score.
 
     Args:
-        module: what is trained, scored and restored.
+        module: what is trained, scored and restored; training puts all of it in training mode, a frozen part too.
         loss_fn, optimizer, batches, n_steps, scheduler: as `training.train`.
         score: called without arguments, returns a scalar of the module as it is, higher is better; the module is then
             in evaluation mode, and no gradient is kept.
-        every: steps from one score to the next; the start is scored too.
+        every: steps from one score to the next. Scored are the start and the states after `every`, 2 `every`, … steps,
+            up to `n_steps`; steps after the last of these are taken, and never kept.
         patience: training stops after that many scores in a row that are not the best; None takes all steps.
 
     Raises:
@@ -138,8 +139,7 @@ def fit_tilt(
             of the data, where they are rounded.
         batch_size: training rows a step, at most n.
         n_noise: draws from q to train on, with replacement; a quarter as many again for the score.
-        every: steps from one score to the next.
-        patience: as in `train_to_best`.
+        every, patience: as `train_to_best`.
 
     Raises:
         ValueError: if the tilt is no module, or a number is out of range.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from .energies import Distribution, Energy, evaluate
+from .energies import Distribution, Energy, NotFinite, evaluate
 
 
 def nce_from_logits(logit_data: Tensor, logit_noise: Tensor, nu: float) -> Tensor:
@@ -27,7 +27,8 @@ def nce_from_logits(logit_data: Tensor, logit_noise: Tensor, nu: float) -> Tenso
         Loss in nats a datum, a scalar.
 
     Raises:
-        ValueError: if ν is not positive, a logit is NaN or infinite, there is more than one a row, or none at all.
+        ValueError: if ν is not positive, or there is more than one logit a row, or none at all.
+        NotFinite: if a logit is NaN or infinite.
 
     Source: Gutmann and Hyvärinen (2012), Journal of Machine Learning Research 13.
     """
@@ -38,7 +39,7 @@ def nce_from_logits(logit_data: Tensor, logit_noise: Tensor, nu: float) -> Tenso
             raise ValueError(f"the logits of {name} must be one a row, (n,); got {tuple(logit.shape)}")
         if not torch.isfinite(logit).all():
             row = int(torch.nonzero(~torch.isfinite(logit))[0])
-            raise ValueError(f"the logit of {name} row {row} is {logit[row].item()}")
+            raise NotFinite(f"the logit of {name} row {row} is {logit[row].item()}")
     log_nu = math.log(nu)
     return softplus(log_nu - logit_data).mean() + nu * softplus(logit_noise - log_nu).mean()
 

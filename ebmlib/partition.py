@@ -139,7 +139,7 @@ def importance_sampling(energy: Energy, proposal: Distribution, n_samples: int) 
     blocks = []
     for start in range(0, n_samples, BLOCK):
         x = proposal.sample(torch.Size([min(BLOCK, n_samples - start)]))
-        blocks.append((-evaluate(energy, x) - evaluate(proposal.log_prob, x)).double())
+        blocks.append((-evaluate(energy, x) - evaluate(proposal.log_prob, x, "the proposal")).double())
     log_w = torch.cat(blocks)
     value = torch.logsumexp(log_w, dim=0) - math.log(n_samples)
     relative = (log_w - value).exp()

@@ -24,4 +24,4 @@ class TiltedEnergy(nn.Module):
         self.tilt = tilt
 
     def forward(self, x: Tensor) -> Tensor:
-        return one_a_row(self.tilt(x), x) - one_a_row(self.base.log_prob(x), x)
+        return one_a_row(self.tilt(x), x) - one_a_row(self.base.log_prob(x), x, "the base")

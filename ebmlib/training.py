@@ -102,7 +102,8 @@ def train(
             loss = loss_fn(batch)
         except FloatingPointError as error:  # what the energies and samplers of this book raise at a NaN
             raise Divergence(f"step {step}: {error}") from error
-        loss.backward()
+        if loss.requires_grad:
+            loss.backward()
         if all(p.grad is None for p in parameters):
             raise ValueError(f"step {step}: the loss has no gradient for any parameter of the optimizer")
         grad_norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)

@@ -363,6 +363,14 @@ def test_bad_input_is_named():
         annealed_importance_sampling(column, base, kernel, betas, 5)
     with pytest.raises(ValueError, match="one value a row"):
         geometric_path(column, base)(0.5)(torch.zeros(5, 2, dtype=F64))
+    each = Normal(torch.zeros(2, dtype=F64), 1.0)  # not Independent
+    for call in (
+        lambda: annealed_importance_sampling(energy, each, kernel, betas, 2),
+        lambda: reverse_annealed_importance_sampling(energy, each, kernel, betas, each.sample((2,))),
+        lambda: geometric_path(energy, each)(0.5)(each.sample((2,))),
+    ):
+        with pytest.raises(ValueError, match=r"the base must return shape \(2,\), .*; got \(2, 2\)"):
+            call()
     with pytest.raises(ValueError, match="one value a row"):
         forward(bits._replace(options={"path": lambda beta: Column(beta)}), 5)
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.distributions import MultivariateNormal
 
-from ebmlib.energies import GaussianEnergy
+from ebmlib.energies import GaussianEnergy, NotFinite
 from ebmlib.losses import (
     conditional_noise_contrastive,
     contrastive_divergence,
@@ -100,7 +100,7 @@ def test_bad_input_is_named(truth, noise):
     log_z = torch.zeros(())
     with pytest.raises(ValueError, match="nu must be positive; got 0"):
         nce_from_logits(x[:, 0], x[:, 0], 0)
-    with pytest.raises(ValueError, match="logit of noise row 1 is nan"):
+    with pytest.raises(NotFinite, match="logit of noise row 1 is nan"):
         nce_from_logits(x[:, 0], torch.tensor([0.0, math.nan]), 1)
     with pytest.raises(ValueError, match="row 3 of 4 is inf"):
         noise_contrastive(lambda x: torch.tensor([0, 0, 0, math.inf]), log_z, x, x, noise)

@@ -116,8 +116,10 @@ def test_bad_input_is_named():
         ):
             with pytest.raises(ValueError, match=f"row 0 .* is {bad}"):
                 estimate(broken)
-    with pytest.raises(ValueError, match="one value a row"):
+    with pytest.raises(ValueError, match="an energy must return .* one value a row"):
         importance_sampling(lambda x: x, normal, 10)
+    with pytest.raises(ValueError, match=r"the proposal must return shape \(10,\), .*; got \(10, 2\)"):
+        importance_sampling(flat, Normal(torch.zeros(2), 1.0), 10)
 
 
 @given(n=st.integers(1, 50), shift=st.floats(-1e4, 1e4))

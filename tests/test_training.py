@@ -154,5 +154,7 @@ def test_small_sizes_and_a_loss_without_the_parameters_are_named():
         train(lambda b: w.sum() * b.mean(), torch.optim.SGD([w]), [torch.ones(3, 2), torch.ones(0, 2)], 2)
     with pytest.raises(ValueError, match="step 0: the loss has no gradient for any parameter"):
         train(lambda b: other.sum(), torch.optim.SGD([w]), [torch.ones(1)], 1)
+    with pytest.raises(ValueError, match="step 0: the loss has no gradient for any parameter"):
+        train(lambda b: w.sum(), torch.optim.SGD([w.requires_grad_(False)]), [torch.ones(1)], 1)  # all are frozen
     with pytest.raises(ValueError, match="between 1 and 0, the number of rows; got 1"):
         minibatches(torch.zeros(0, 2), 1)
