@@ -166,7 +166,7 @@ def cpu_seconds() -> float:
 
 
 def compiled(energy: nn.Module) -> Energy:
-    """Return the compiled energy as a function: the module would hand out its gradient by hand, not compiled."""
+    """Return the compiled energy as a plain function, whose gradient is that of autograd."""
     torch.compiler.reset()
     module = torch.compile(energy)
     return lambda x: module(x)
