@@ -163,7 +163,7 @@ def trajectories(x: Tensor, ax: "Axes", color: str = "white") -> "Axes":
     path = _finite(x, "draw, chain, coordinate ")
     ax.plot(path[..., 0], path[..., 1], color=color, lw=0.8, alpha=0.8)
     ax.plot(*path[0].T, "o", color=color, mfc="none", ms=6)
-    ax.plot(*path[-1].T, "o", color=color, mec=INK, ms=6)
+    ax.plot(*path[-1].T, "o", color=color, mec="#222222", ms=6)
     return ax
 
 
